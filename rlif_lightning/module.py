@@ -186,7 +186,12 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         return [optimizer], [self.schedule.build(optimizer, self.trainer.max_steps)]
 
     def on_train_start(self) -> None:
-        """Give the engine a source of coming prompts, and begin the teacher's average."""
+        """Give the engine a source of coming prompts, and begin the teacher's average.
+
+        What an earlier run of this module has left, which an exception ended, is dropped.
+        """
+        self.drop_what_was_broken_off()
+        self.prompt_table.forget_unread()
         if not int(self.num_rollouts):  # a fork has put other weights into the policy
             self.begin_teacher()
         only_schedule(self.lr_schedulers())

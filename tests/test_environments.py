@@ -14,6 +14,7 @@ from rlif_lightning.environments.adapters import as_environment
 from rlif_lightning.environments.base import MAX_CHARACTERS, Episode, Step, Turn, cut
 from rlif_lightning.environments.problems import CountdownProblems
 from rlif_lightning.environments.tools import PythonTool, ToolCall, parse_tool_calls
+from rlif_lightning.sampling import cut_at_stop
 
 
 class Gymnasium:
@@ -73,6 +74,22 @@ def test_textworld_scores_are_running_ones():
     assert made.seeded == 7
 
 
+class Jericho(TextWorld):
+    """Pays by the step, and says the score."""
+
+    def step(self, action):
+        seen, score, done, info = super().step(action)
+        paid = score - (0, *self.scores)[self.moves - 1]
+        return seen, paid, done, {**info, "score": np.int64(score)}
+
+
+def test_a_score_that_is_said_is_the_running_one():
+    environment = as_environment(Jericho())
+    for _ in range(2):
+        environment.reset(seed=7)
+        assert [environment.step("go").reward for _ in range(5)] == [1, 1, 0, 1, 2]
+
+
 class Record(SimpleNamespace):
     def model_dump(self):
         return dict(vars(self))
@@ -111,10 +128,11 @@ def test_a_first_result_is_read_as_those_of_steps(seen):
 
 
 class SkyRL:
-    closed = False
+    closed, adds = False, ()
 
     def init(self, prompt):
-        return [{"role": "user", "content": prompt}], {}
+        """As its base class: what was given."""
+        return [*prompt, *self.adds], {}
 
     def step(self, action):
         seen = [{"role": "user", "content": "next"}]
@@ -130,7 +148,14 @@ class SkyRL:
 def test_skyrl_dicts():
     made = SkyRL()
     environment = as_environment(made)
-    assert environment.reset(seed=1, prompt="p", answer="4") == [{"role": "user", "content": "p"}]
+    prompt, more = [{"role": "user", "content": "p"}], {"role": "user", "content": "Go."}
+    assert environment.reset(seed=1, prompt=prompt, answer="4") is None  # the policy sees it anyhow
+    made.adds = [more]
+    assert environment.reset(seed=1, prompt=prompt) == [more]
+    made.init = lambda prompt: ([{"role": "user", "content": prompt}], {})
+    assert environment.reset(seed=1, prompt="p") is None
+    made.init = lambda prompt: ([more], {})
+    assert environment.reset(seed=1, prompt="p") == [more]
     assert environment.step("x") == Step([{"role": "user", "content": "next"}], 1.0)
     assert environment.metrics() == {"calls": 1.0}
     environment.close()
@@ -296,6 +321,13 @@ def test_calls_are_read_in_every_spelling():
     [cut_off] = parse_tool_calls('<tool_call>{"name": "f"')
     assert cut_off.fault == "a call must be closed by </tool_call>"
     assert parse_tool_calls(call("[" * 100_000))[0].fault
+
+
+def test_a_call_may_be_closed_by_the_stop_string():
+    """Which a turn's text is cut before."""
+    written = call('{"name": "add", "arguments": {"a": 1}}')
+    turn = cut_at_stop(f"I add. {written}", ["</tool_call>"])
+    assert parse_tool_calls(turn) == [ToolCall("add", {"a": 1})]
 
 
 def test_python_runs_in_the_sandbox():

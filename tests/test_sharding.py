@@ -5,6 +5,7 @@ tests/test_distributed.py.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import init_device_mesh
 
 from harness.architectures import TOKENIZER, save_tiny, tiny_config
+from rlif_lightning.learning.optimizer import build_optimizer
 from rlif_lightning.masked import masked_sum
 from rlif_lightning.model.loading import LoRA, Policy, load_pretrained
 from rlif_lightning.model.policy import PolicyModel
@@ -182,6 +184,20 @@ def test_gradients_between_micro_batches_are_whole_or_divided(sharding, settings
     assert sum(each.numel() for each in waiting) == (number if whole else 0)
     assert sum(each.numel() for each in held) == (0 if whole else number)
     assert {each.dtype for each in [*waiting, *held]} == {torch.float32}
+
+
+@pytest.mark.parametrize(("kind", "fused"), [("SGD", False), ("Adam", True), ("AdamW", True)])
+def test_optimizers_step_on_shards(sharding, kind, fused):
+    """PyTorch knows no fused step of SGD on shards."""
+    model = sharded_policy(Policy("rlif-arithmetic"), sharding)
+    optimizer = build_optimizer(partial(getattr(torch.optim, kind), lr=0.1), model.parameters())
+    before = whole_state_dict(model)["model.norm.weight"].clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert bool(optimizer.param_groups[0]["fused"]) == fused
+    moved = before - whole_state_dict(model)["model.norm.weight"]
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.1), rtol=0, atol=2e-3)
 
 
 def test_missing_passes_are_filled_up():

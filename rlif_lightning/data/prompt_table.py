@@ -169,6 +169,11 @@ class PromptTable:
         finally:
             self.visit = None
 
+    def forget_unread(self) -> None:
+        """Drop what was written and not taken over: of a rollout that was broken off."""
+        for column in self.columns.values():
+            column.written = {}
+
     def gather(self) -> None:
         """Take over what all data ranks wrote in this rollout (a collective).
 

@@ -5,6 +5,7 @@
 | ours | ``step`` returns a ``Step`` |
 | gymnasium, gem | ``step`` returns (observation, reward, terminated, truncated, info) |
 | TextWorld | ``step`` returns (observation, score, done, infos); the score is a running one |
+| Jericho, ScienceWorld | the same with a reward of the step; ``infos`` has the running ``score`` |
 | OpenEnv, AgentGym | ``step`` returns an object with ``observation`` or ``state``, and ``done`` |
 | SkyRL | ``step`` returns a dict with ``observations``, ``reward``, ``done``; ``init`` begins |
 | TextArena | ``get_observation()``; ``step`` returns (done, info), ``close()`` the rewards |
@@ -65,6 +66,8 @@ class SteppedEnvironment:
             apart(seed)  # TextWorld
         first = _call(begin, seed, row)
         first = first[0] if isinstance(first, tuple) else _seen(first)
+        if not callable(getattr(self.made, "reset", None)):
+            first = _beyond(row.get("prompt"), first)
         if first is None and callable(observe := getattr(self.made, "observe", None)):
             first = observe()
         return None if first is None else shown(first)
@@ -83,7 +86,9 @@ class SteppedEnvironment:
             return _step(seen, reward, done, truncated, info)
         if isinstance(found, tuple) and len(found) == 4:
             seen, score, done, info = found
-            before, self.score = self.score, float(score)
+            said = (info or {}).get("score")  # of Jericho and ScienceWorld, which pay by the step
+            running = said if isinstance(said, int | float | np.number) else score
+            before, self.score = self.score, float(running)
             return _step(seen, self.score - before, done, False, info)
         values = found if isinstance(found, Mapping) else _Fields(found)
         if "reward" not in values or "done" not in values:
@@ -177,6 +182,19 @@ def _beginning(made: Any) -> Callable[..., Any] | None:
         if callable(found := getattr(made, name, None)):
             return found
     return None
+
+
+def _beyond(prompt: Any, first: Any) -> Any:
+    """Return what SkyRL's ``init`` adds to the prompt, which it returns as it was given.
+
+    The policy sees the problem's prompt anyhow.
+    """
+    said = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not first or first == prompt:
+        return None
+    if not said or not isinstance(first, list) or first[: len(said)] != said:
+        return first
+    return first[len(said) :] or None
 
 
 def _call(begin: Callable[..., Any], seed: int | None, row: Mapping[str, Any]) -> Any:

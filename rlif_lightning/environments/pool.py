@@ -159,14 +159,21 @@ class EnvironmentPool:
             if found or not wait or not self._live:
                 return sorted(found, key=lambda answer: answer.number)
 
-    def check_failures(self, episodes: Sequence[Episode]) -> float:
+    def check_failures(
+        self, episodes: Sequence[Episode], device: torch.device | str = "cpu"
+    ) -> float:
         """Return the share of failed episodes of a rollout over all data ranks (a collective).
+
+        Args:
+            episodes: of this data rank.
+            device: of the collective; NCCL has none on the CPU.
 
         Raises:
             FailedEpisodes: on every data rank, if it is above ``max_failed``.
         """
         failures = [episode.failure for episode in episodes if episode.failure]
-        counts = torch.tensor([len(failures), len(episodes)], dtype=torch.float64)
+        counts = [len(failures), len(episodes)]
+        counts = torch.tensor(counts, dtype=torch.float64, device=device)
         failed, all_of_them = all_rank_sum(counts).tolist()
         if failed > self.max_failed * all_of_them:
             reasons = dict.fromkeys(each for rank in all_rank_objects(failures) for each in rank)

@@ -36,6 +36,9 @@ class ToolCall:
 def parse_tool_calls(text: str) -> list[ToolCall]:
     """Return the calls in what a policy wrote, in their order; none = it has answered.
 
+    The last one need not be closed: ``</tool_call>`` may be the stop string that ended the turn,
+    and a turn's text is cut before that.
+
     Example:
         >>> parse_tool_calls('<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>')
         [ToolCall(name='add', arguments={'a': 1}, fault='')]
@@ -46,8 +49,6 @@ def parse_tool_calls(text: str) -> list[ToolCall]:
 
 
 def _parsed(text: str, closing: str) -> ToolCall:
-    if not closing:
-        return ToolCall(fault="a call must be closed by </tool_call>")
     try:
         call = json.loads(text)
         arguments = call.get("arguments", call.get("parameters")) or {}
@@ -56,6 +57,8 @@ def _parsed(text: str, closing: str) -> ToolCall:
             return ToolCall(call["name"], arguments)
     except (ValueError, KeyError, AttributeError, RecursionError):
         pass
+    if not closing:
+        return ToolCall(fault="a call must be closed by </tool_call>")
     return ToolCall(fault='a call must be JSON: {"name": ..., "arguments": {...}}')
 
 

@@ -32,6 +32,12 @@ class EvaluationSteps(LightningModule):
     answer_column: str | None
     report: Report
 
+    def on_validation_epoch_start(self) -> None:
+        """Drop what an evaluation that was broken off has counted."""
+        self.evaluator.reset()
+
+    on_test_epoch_start = on_validation_epoch_start
+
     def validation_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
         """Sample and decode greedily for the evaluation; return the completions with verdicts."""
         return {

@@ -241,6 +241,11 @@ class Evaluator(nn.Module):
             record |= {"subset": None if labels[row] is None else str(labels[row])}
         return records
 
+    def reset(self) -> None:
+        """Drop all problems."""
+        for metric in (*map(self._metric, self.metrics), self.labels):
+            metric.reset()
+
     def compute(self, labelled: bool) -> Report:
         """Return the figures over all batches and processes (a collective), and start anew."""
         names = self.unlabelled + self.acting * self.has_episodes + self.labelled * labelled
@@ -252,8 +257,7 @@ class Evaluator(nn.Module):
         )
         shares = np.array([metric.share for metric in metrics])
         label_of = self.labels.compute() if self.evaluation.subset_column is not None else []
-        for metric in (*metrics, self.labels):
-            metric.reset()
+        self.reset()
         subsets = {}
         for label in sorted(set(label_of)):
             rows = np.array([each == label for each in label_of])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
@@ -263,8 +264,12 @@ def _may_be_fused(optimizer: Optimizer, group: dict[str, Any]) -> bool:
     """Return whether the choice is open, and no state has been made by another choice."""
     is_open = "fused" in group and group["fused"] is None and not group.get("foreach")
     devices = {parameter.device.type for parameter in group["params"]}
+    # Of fused steps PyTorch has those of Adam alone on sharded parameters.
+    is_adam = isinstance(optimizer, torch.optim.Adam)  # AdamW is one
+    is_known = is_adam or not any(isinstance(each, DTensor) for each in group["params"])
     return (
         is_open
+        and is_known
         and not optimizer.state
         and not group.get("differentiable")
         and devices <= {"cpu", "cuda"}

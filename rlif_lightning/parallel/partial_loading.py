@@ -191,11 +191,14 @@ def _own_part(parameter: Any, dim: int | None, stored: Any, name: str) -> Tensor
         size, process = parameter.shape[dim], dist.get_rank()
         part = slice(process * size, (process + 1) * size)
         return stored[(*[slice(None)] * dim, part)].contiguous()
-    if not isinstance(parameter, DTensor):
-        return stored[...]
-    (placement,), mesh = parameter.placements, parameter.device_mesh
+    return stored[own_rows(parameter) if isinstance(parameter, DTensor) else ...]
+
+
+def own_rows(sharded: DTensor) -> slice:
+    """Return which rows of a tensor that is sharded along its first dimension are here."""
+    (placement,), mesh = sharded.placements, sharded.device_mesh
     assert isinstance(placement, Shard)
     assert placement.dim == 0
-    num_rows = -(-parameter.shape[0] // mesh.size())
-    first = min(mesh.get_local_rank() * num_rows, parameter.shape[0])
-    return stored[first : min(first + num_rows, parameter.shape[0])]
+    num_rows = -(-sharded.shape[0] // mesh.size())
+    first = min(mesh.get_local_rank() * num_rows, sharded.shape[0])
+    return slice(first, min(first + num_rows, sharded.shape[0]))

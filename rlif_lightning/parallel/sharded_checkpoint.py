@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict import (
@@ -21,7 +21,9 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 
+from rlif_lightning.parallel.partial_loading import own_rows
 from rlif_lightning.parallel.shard_index import REST, STATE, check_folder, read_index, tensors_in
 from rlif_lightning.parallel.tensor_parallel import as_dtensors, as_parts
 from rlif_lightning.parallel.tensor_parallel_layers import own_part, split_dims
@@ -83,24 +85,64 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 def load_part_of_file(
     path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], strict: bool = True
 ) -> dict[str, Any]:
-    """Load this process's part of one whole file into a split model.
+    """Load this process's part of one whole file into a sharded or a split model.
 
     Returns:
         The entries of the checkpoint that are neither weights nor optimiser states.
     """
     whole = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
-    dims = split_dims(model)
+    dims, own = split_dims(model), model.state_dict()
     weights = {
-        name: own_part(value, dims.get(name)) for name, value in whole.pop("state_dict").items()
+        name: _own_part(value, own.get(name), dims.get(name))
+        for name, value in whole.pop("state_dict").items()
     }
     model.load_state_dict(weights, strict=strict)
-    trained = [
-        dims.get(name) for name, parameter in model.named_parameters() if parameter.requires_grad
-    ]
-    # Without training there is no optimiser, but the file has its state.
-    for optimizer, state in zip(optimizers, whole.pop("optimizer_states"), strict=False):
-        for number, values in state["state"].items():
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    # Without training there is no optimiser, but the file has its state, if it is no file of
+    # weights alone.
+    for optimizer, state in zip(optimizers, whole.pop("optimizer_states", ()), strict=False):
+        # A file numbers parameters in the order of the optimiser's groups, whatever the model's is.
+        groups = state["param_groups"], optimizer.param_groups
+        for number, parameter in zip(*map(_in_groups, groups), strict=True):
+            dim = dims.get(names[id(parameter)])
+            values = state["state"].get(number, {})
             for key, value in values.items():
-                values[key] = own_part(value, trained[number] if value.dim() else None)
+                if isinstance(value, Tensor) and value.dim():
+                    values[key] = _own_part(value, parameter, dim)
         optimizer.load_state_dict(state)
     return whole
+
+
+def whole_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return an optimiser's whole state on the first process, nothing elsewhere (a collective).
+
+    Parameters are numbered in the order of the optimiser's groups, as one process numbers them.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state: dict[str, Any] = dict(get_optimizer_state_dict(model, optimizer, options=options))
+    if not state:
+        return state
+    groups = state["param_groups"]
+    numbers = {name: number for number, name in enumerate(_in_groups(groups))}
+    return {
+        "state": {numbers[name]: values for name, values in state["state"].items()},
+        "param_groups": [
+            {**group, "params": [numbers[name] for name in group["params"]]} for group in groups
+        ],
+    }
+
+
+def _in_groups(groups: list[dict[str, Any]]) -> list[Any]:
+    return [each for group in groups for each in group["params"]]
+
+
+def _own_part(whole: Tensor, like: Any, dim: int | None) -> Tensor:
+    """Return this process's part of a whole tensor: the shard that ``like`` is, or that of a split.
+
+    What has another shape than a sharded parameter, such as a row of factors, stays whole.
+    """
+    if not isinstance(like, DTensor) or whole.shape != like.shape:
+        return own_part(whole, dim)
+    local = whole[own_rows(like)].clone().to(like.to_local().device)
+    spec = {"shape": like.shape, "stride": like.stride()}
+    return DTensor.from_local(local, like.device_mesh, like.placements, run_check=False, **spec)

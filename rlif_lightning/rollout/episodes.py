@@ -201,7 +201,7 @@ class EpisodeEngine(RolloutEngine):
         """Return a rollout of episodes (a collective: too many failures stop every process)."""
         turn_ids = turns.turn_ids[:, : rollout.mask.shape[1]].to(rollout.mask.device)
         episodes = [turns.driver.episodes[row] for row in range(len(turn_ids))]
-        turns.driver.pool.check_failures(episodes)
+        turns.driver.pool.check_failures(episodes, turn_ids.device)
         texts = ["\n".join(each) for each in turns.texts]
         known = {"texts": texts, "turn_ids": turn_ids, "episodes": episodes}
         if turns.settings.thoughts == "fork":

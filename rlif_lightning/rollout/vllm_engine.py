@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -218,6 +219,8 @@ class VLLMServerEngine(VLLMBaseEngine):
             (draws, _), staleness = super()._completions(prompts, *place), 0
         else:
             draws = all_process_attempt(claimed.future.result)
+            # A loader makes coming prompts, which nobody has moved to the policy's device.
+            draws = replace(draws, prompts=draws.prompts.to(prompts.index.device))
             staleness = rollout_number - claimed.weights_of
         self._draw_ahead(*place)
         return draws, staleness

@@ -13,6 +13,7 @@ from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.rewards.held_head import heads_in
 from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.running.context_checks import check_contexts
@@ -88,6 +89,18 @@ class ModelSetup(LightningModule):
             self.teacher = teacher
         else:
             object.__setattr__(self, "teacher", teacher)
+
+    def drop_what_was_broken_off(self) -> None:
+        """Drop gradients and evaluation modes that an earlier run of this module has left."""
+        self.zero_grad()
+        if self.training:
+            return
+        # Lightning gives modes back only where an evaluation ends without an exception. What a head
+        # holds beside, such as a classifier, keeps its mode.
+        heads = [each for it in self.rewards.settings.values() for each in heads_in(it.head)]
+        for part in (self, self.policy, self.rewards, *heads):
+            assert part is not None
+            part.training = True
 
     def begin_teacher(self) -> None:
         """Copy the policy into the teacher's average, in a run that begins."""

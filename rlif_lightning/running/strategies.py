@@ -76,19 +76,13 @@ class DividedStrategy(ModelParallelStrategy):
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Load a folder of shards or a whole file, of any number of processes."""
-        from rlif_lightning.parallel.sharded_checkpoint import load_folder
+        from rlif_lightning.parallel.sharded_checkpoint import load_folder, load_part_of_file
 
         path = Path(self.broadcast(checkpoint_path))
         assert self.model is not None
         assert self.lightning_module is not None
-        if path.is_dir():
-            return load_folder(
-                path, self.model, self.optimizers, self.lightning_module.strict_loading
-            )
-        return self._load_file(path)
-
-    def _load_file(self, path: Path) -> dict[str, Any]:
-        return super().load_checkpoint(path, weights_only=True)
+        load = load_folder if path.is_dir() else load_part_of_file
+        return load(path, self.model, self.optimizers, self.lightning_module.strict_loading)
 
 
 class ShardedStrategy(DividedStrategy):
@@ -151,6 +145,15 @@ class ShardedStrategy(DividedStrategy):
             for module in modules:
                 module.set_requires_gradient_sync(True, recurse=False)
 
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Return the state as checkpoints hold it; of one file, as one process numbers it."""
+        if self._save_distributed_checkpoint:
+            return super().optimizer_state(optimizer)
+        from rlif_lightning.parallel.sharded_checkpoint import whole_optimizer_state
+
+        assert self.model is not None
+        return whole_optimizer_state(self.model, getattr(optimizer, "_optimizer", optimizer))
+
     def sharding(self) -> Sharding:
         """Return how the policy is divided, once the process group is there."""
         low = torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
@@ -191,15 +194,6 @@ class TensorParallelStrategy(DividedStrategy):
 
         assert self.model is not None
         return optimizer_state(self.model, getattr(optimizer, "_optimizer", optimizer))
-
-    def _load_file(self, path: Path) -> dict[str, Any]:
-        from rlif_lightning.parallel.sharded_checkpoint import load_part_of_file
-
-        assert self.model is not None
-        assert self.lightning_module is not None
-        return load_part_of_file(
-            path, self.model, self.optimizers, self.lightning_module.strict_loading
-        )
 
 
 def check_readable(checkpoint: Path | None, strategy: Strategy) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from harness.decoding import GROUP
 from harness.episodes import TERSE, problems, settings_of
+from rlif_lightning.environments import pool
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Rollout
@@ -29,6 +30,19 @@ def play(device: str, max_rows: int, thoughts: str) -> Rollout:
         return engine.generate(prompts, GROUP, Sampling(2.0, max_new_tokens=14), 0)
     finally:
         engine.discard_ahead()
+
+
+def test_failures_are_counted_on_the_device(monkeypatch):
+    """NCCL has no collective on the CPU's tensors."""
+    counted = []
+
+    def noted(values: torch.Tensor) -> torch.Tensor:
+        counted.append(values.device.type)
+        return values
+
+    monkeypatch.setattr(pool, "all_rank_sum", noted)
+    play("cuda", 512, "keep")
+    assert counted == ["cuda"]
 
 
 @pytest.mark.parametrize(("max_rows", "thoughts"), [(5, "keep"), (512, "keep"), (5, "fork")])
