@@ -289,6 +289,8 @@ def test_scores_of_any_number_type_become_float32():
         ),
         ({"a b": {}}, "'a b' must be a plain identifier"),
         ({"../a": {}}, r"'\.\./a' must be a plain identifier"),
+        ({"type": {}}, "reward name 'type' is an attribute of torch's modules; choose another"),
+        ({"compile": {}}, "reward name 'compile' is an attribute of torch's modules"),
         ({"a": {"weight": math.nan}}, "weight=nan"),
     ],
 )
