@@ -28,6 +28,8 @@ from rlif_lightning import (
     WeightedReward,
 )
 from rlif_lightning.data.given_problems import GivenProblems, as_source
+from rlif_lightning.data.sources import HubDataset, LocalFiles
+from rlif_lightning.data.streams import Streamed
 from rlif_lightning.data.tokenizer import resolve_model
 from rlif_lightning.model.given_policy import as_policy
 from rlif_lightning.running.metrics_csv import read_logged
@@ -225,6 +227,34 @@ def test_problems_come_in_every_usual_form(tmp_path):
     assert as_source("openai/gsm8k").name == "openai/gsm8k"
 
 
+def test_a_column_that_the_first_row_lacks_is_kept():
+    rows = [{"question": "1+1="}, {"question": "2+2=", "answer": "4"}]
+    assert as_source(rows).load("train")["answer"][:] == [None, "4"]
+
+
+def test_the_problems_of_test_are_told_to_be_left_out(caplog):
+    logging.getLogger("lightning.pytorch").propagate = True
+    dataset = Dataset.from_list(ROWS)
+    with caplog.at_level(logging.INFO):
+        splits_of({"train": dataset, "test": dataset})
+    assert not caplog.text
+    with caplog.at_level(logging.INFO):
+        splits_of(DatasetDict(train=dataset, validation=dataset, test=dataset))
+    assert "'test' is not used: validate, test and predict all read 'validation'" in caplog.text
+
+
+def test_places_may_be_paths(tmp_path):
+    path = tmp_path / "sums.jsonl"
+    Dataset.from_list(ROWS).to_json(str(path))
+    Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    assert list(LocalFiles(path).load("train")) == ROWS
+    assert list(LocalFiles(validation=[path]).load("validation")) == ROWS
+    assert list(HubDataset(tmp_path / "saved").load("train")) == ROWS
+    with pytest.raises(ValueError, match=r"unknown suffix '.py'; known are"):
+        as_source(__file__).load("train")
+    assert Streamed(LocalFiles(path)).window(0)[:] == Dataset.from_list(ROWS)[:]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -232,6 +262,7 @@ def test_problems_come_in_every_usual_form(tmp_path):
         (["1+1="], r"a list with '1\+1=' are not supported"),
         (7, "train problems of int are not supported"),
         ({"train": Dataset.from_list(ROWS).to_iterable_dataset()}, "pass it alone, to be streamed"),
+        ([{"a": 1}, {"a": "x"}], "source: the train problems do not fit together: .*; make each"),
         ({"training": ROWS}, r"\['training'\] of \['training'\] is none of train, validation"),
     ],
 )
