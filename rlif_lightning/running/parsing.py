@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace, set_parsing_settings
@@ -21,6 +22,7 @@ from rlif_lightning.learning.objective_base import BoundedObjective, Objective
 from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.rewards.base import WeightedReward
 from rlif_lightning.running.close_names import imported, meant
+from rlif_lightning.running.config_files import check_config
 from rlif_lightning.running.former_settings import ARGUMENTS_OF
 from rlif_lightning.running.help_page import arrange
 from rlif_lightning.running.setting_owners import owner_hint
@@ -98,6 +100,11 @@ class Parser(LightningArgumentParser):
         if said.startswith("model.rewards: ") and said.endswith("are required: head"):
             said += _NO_HEAD
         super().error(said + ("" if added in message else added), ex)
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """Parse a config file that says nothing in vain."""
+        check_config(Path(path))
+        return super().parse_path(path, *args, **kwargs)
 
     def format_help(self, *args: Any) -> str:
         """Return the help, ours first."""
