@@ -100,6 +100,13 @@ class RLIFCLI(LightningCLI):
                 parser.error(f"{word}: {self.named} does not use it, {users[0]} does; leave it out")
         self.config = Namespace(subcommand=self.named, **{self.named: config})
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            seed = self._get(self.config, "seed_everything")
+            raise ValueError(f"seed_everything={seed}: {error}") from error
+
     def before_instantiate_classes(self) -> None:
         """Write rewards that were given as heads alone in full."""
         config = self.config.get(self.config.get("subcommand") or "", self.config)

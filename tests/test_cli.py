@@ -88,6 +88,7 @@ def test_help_names_the_units(capsys):
         ("--model.update.updates_per_rollout=1", "updates_per_rollout=1 makes KL-Cov do nothing"),
         ("--model.objective.init_args.fraction=2", "fraction=2.0 must lie in [0, 1)"),
         ("--model.no_such_key=1", "no_such_key"),
+        ("--seed_everything=-1", "seed_everything=-1: "),
         ("--model.schedule.warmup_steps=fast", "model.schedule.warmup_steps"),
         ("--optimizer=SGD", "--optimizer=SGD"),
         ("--data.tokenizer=x", 'Linked "data.tokenizer" must be given via "model.policy.name"'),

@@ -35,6 +35,7 @@ from rlif_lightning.model.given_policy import as_policy
 from rlif_lightning.running.metrics_csv import read_logged
 from rlif_lightning.running.rebuilt import arguments_in
 from rlif_lightning.running.run_settings import model_settings
+from rlif_lightning.running.setup_checks import tell_seed
 
 QUIET = {
     "accelerator": "cpu",
@@ -279,6 +280,20 @@ def test_without_validation_problems_training_is_not_evaluated(tmp_path, caplog)
     assert "val/accuracy" not in trainer.callback_metrics
     with pytest.raises(ValueError, match="no validation problems were given; pass"):
         RLIFTrainer(default_root_dir=tmp_path, **QUIET).validate(module, data_of())
+
+
+@pytest.mark.parametrize(
+    ("everything", "own", "is_told"), [("5", 0, True), ("5", 3, False), ("0", 0, False)]
+)
+def test_a_seed_that_reaches_nothing_is_told(monkeypatch, caplog, everything, own, is_told):
+    """``lightning.seed_everything`` writes its seed into this variable."""
+    logging.getLogger("lightning.pytorch").propagate = True
+    monkeypatch.setenv("PL_GLOBAL_SEED", everything)
+    with caplog.at_level(logging.INFO):
+        tell_seed(own, None)
+        tell_seed(0, own)
+    told = caplog.text.count("seed_everything(5) reaches neither sampling nor the order")
+    assert told == (2 if is_told else 0)
 
 
 def test_tokenizers_are_the_policy_s_or_an_object():
