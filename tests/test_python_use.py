@@ -31,6 +31,7 @@ from rlif_lightning.data.given_problems import GivenProblems, as_source
 from rlif_lightning.data.sources import HubDataset, LocalFiles
 from rlif_lightning.data.streams import Streamed
 from rlif_lightning.data.tokenizer import resolve_model
+from rlif_lightning.learning.optimizer import LearningRateSchedule, check_optimizer
 from rlif_lightning.model.given_policy import as_policy
 from rlif_lightning.running.metrics_csv import read_logged
 from rlif_lightning.running.rebuilt import arguments_in
@@ -134,6 +135,11 @@ def test_an_optimiser_in_the_place_of_its_class_is_refused(tmp_path):
     trainer = lightning.Trainer(max_steps=2, default_root_dir=tmp_path, **QUIET)
     with pytest.raises(ValueError, match=r"pass its class, or .*partial\(AdamW, lr=...\)"):
         trainer.fit(module, data_of())
+
+
+def test_an_optimiser_s_name_is_no_class():
+    with pytest.raises(ValueError, match=r"pass a class such as torch\.optim\.AdamW, or functools"):
+        check_optimizer("adamw", LearningRateSchedule(), 1)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.slow  # problems come in every usual form: below
@@ -333,6 +339,9 @@ def test_generate_needs_prompts_that_can_be_read():
         module.generate([])
     with pytest.raises(ValueError, match="has no chat template; pass texts"):
         module.generate([{"role": "user", "content": "1+1="}])
+    for strange in ([{"from": "human", "value": "1+1="}], [7]):
+        with pytest.raises(ValueError, match="is neither a text nor a conversation, a list of"):
+            module.generate(strange)
     with pytest.raises(ValueError, match="the prompt '' has no tokens"):
         module.generate([""])
 

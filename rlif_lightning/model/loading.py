@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -171,7 +172,7 @@ def reading(policy: Policy) -> Iterator[None]:
     except OSError as error:
         raise ValueError(
             f"policy.name={policy.name!r} is neither a model folder nor a hub model that can be"
-            f" reached: {error}"
+            f" reached (current folder: {Path.cwd()}): {error}"
         ) from error
     except Exception as error:
         if policy.trust_remote_code or is_out_of_memory(error):
