@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ NO_ROOM = (
     errno.EFBIG,
 )  # what a disk says that takes no more
 
-
+# What Lightning says of a logger whose package is not installed, amid jsonargparse's types.
+MISSING_PACKAGE = re.compile(r"Requirement '[^']+' not met.*")
 SEEDS = ("model.seed", "data.seed")
 # Words that would have no effect -> the subcommands for which they are meant, first the one that
 # uses them. Every subcommand takes them, so that all can read one file; preflight has fit's words.
@@ -269,10 +271,11 @@ def main(args: list[str] | None = None) -> RLIFCLI:
             load_from_checkpoint_support=False,  # it dumps all settings; nothing here reads them
         )
     except (ValueError, TypeError) as error:
-        ours = own_mistake(error)
-        if ours is None:
+        missing = MISSING_PACKAGE.search(str(error))
+        said = own_mistake(error) if missing is None else missing[0]
+        if said is None:
             raise
-        print(f"error: {ours}", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         raise SystemExit(MISTAKEN) from error
     except (VLLMError, FailedEpisodes) as error:
         print(f"error: {error}", file=sys.stderr)
