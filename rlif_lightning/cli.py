@@ -64,7 +64,7 @@ MISSING_PACKAGE = re.compile(r"Requirement '[^']+' not met.*")
 SEEDS = ("model.seed", "data.seed")
 # Words that would have no effect -> the subcommands for which they are meant, first the one that
 # uses them. Every subcommand takes them, so that all can read one file; preflight has fit's words.
-USED_BY = {"--compare=true": ("fit", "preflight"), "--predictions.": ("predict",)}
+USED_BY = {"--compare=true": ("fit", "preflight"), "--predictions": ("predict",)}
 
 
 class RLIFCLI(LightningCLI):
@@ -97,8 +97,10 @@ class RLIFCLI(LightningCLI):
         if self.named is None or prints:
             return super().parse_arguments(parser, args)
         config = self._subcommand_parsers[self.named].parse_args(self.words)
-        for word, (said, users) in itertools.product(self.words, USED_BY.items()):
-            if word.startswith(said) and self.named not in users:
+        pairs = itertools.pairwise([*self.words, ""])
+        words = [f"{word}={after}" if word == "--compare" else word for word, after in pairs]
+        for word, (said, users) in itertools.product(words, USED_BY.items()):
+            if word.lower().startswith(said) and self.named not in users:
                 parser.error(f"{word}: {self.named} does not use it, {users[0]} does; leave it out")
         self.config = Namespace(subcommand=self.named, **{self.named: config})
 
