@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from harness.files import ROOT
 from harness.python_runs import ROWS, data_of
 from rlif_lightning import (
     ClusterVote,
+    Evaluation,
     MeanLogprob,
     Policy,
     RewardHead,
@@ -149,6 +151,23 @@ def test_a_file_of_training_problems_alone_is_trained_on(tmp_path):
     trainer = RLIFTrainer(max_steps=2, default_root_dir=tmp_path, **QUIET)
     trainer.fit(module_of(), data_of(str(path)))
     assert trainer.global_step == 2
+
+
+def test_an_evaluation_in_python_writes_its_figures_and_completions(tmp_path):
+    module = module_of(evaluation=Evaluation(samples=2, subset_column="question", greedy=False))
+    trainer = RLIFTrainer(default_root_dir=tmp_path, **QUIET | {"logger": None})
+    trainer.validate(module, data_of({"validation": ROWS[:3]}), verbose=False)
+    folder = tmp_path / "version_0"
+    (entry,) = json.loads((folder / "evaluation.json").read_text())
+    measured = float(trainer.callback_metrics["val/accuracy"])
+    assert entry["figures"]["accuracy"]["value"] == pytest.approx(measured)
+    assert {*entry["subsets"]} == {row["question"] for row in ROWS[:3]}
+    written = (folder / "evaluated" / "val-rollout-000000.jsonl").read_text().splitlines()
+    assert len(written) == 6
+    RLIFTrainer(default_root_dir=tmp_path / "quiet", **QUIET).validate(
+        module, verbose=False, datamodule=data_of({"validation": ROWS[:3]})
+    )
+    assert not (tmp_path / "quiet").exists()
 
 
 def test_a_run_for_trying_writes_nothing(tmp_path):
