@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,12 @@ NO_ROOM = (
     errno.EFBIG,
 )  # what a disk says that takes no more
 
-
+# What Lightning says of a logger whose package is not installed, amid jsonargparse's types.
+MISSING_PACKAGE = re.compile(r"Requirement '[^']+' not met.*")
 SEEDS = ("model.seed", "data.seed")
 # Words that would have no effect -> the subcommands for which they are meant, first the one that
 # uses them. Every subcommand takes them, so that all can read one file; preflight has fit's words.
-USED_BY = {"--compare=true": ("fit", "preflight"), "--predictions.": ("predict",)}
+USED_BY = {"--compare=true": ("fit", "preflight"), "--predictions": ("predict",)}
 
 
 class RLIFCLI(LightningCLI):
@@ -95,10 +97,19 @@ class RLIFCLI(LightningCLI):
         if self.named is None or prints:
             return super().parse_arguments(parser, args)
         config = self._subcommand_parsers[self.named].parse_args(self.words)
-        for word, (said, users) in itertools.product(self.words, USED_BY.items()):
-            if word.startswith(said) and self.named not in users:
+        pairs = itertools.pairwise([*self.words, ""])
+        words = [f"{word}={after}" if word == "--compare" else word for word, after in pairs]
+        for word, (said, users) in itertools.product(words, USED_BY.items()):
+            if word.lower().startswith(said) and self.named not in users:
                 parser.error(f"{word}: {self.named} does not use it, {users[0]} does; leave it out")
         self.config = Namespace(subcommand=self.named, **{self.named: config})
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            seed = self._get(self.config, "seed_everything")
+            raise ValueError(f"seed_everything={seed}: {error}") from error
 
     def before_instantiate_classes(self) -> None:
         """Write rewards that were given as heads alone in full."""
@@ -262,10 +273,11 @@ def main(args: list[str] | None = None) -> RLIFCLI:
             load_from_checkpoint_support=False,  # it dumps all settings; nothing here reads them
         )
     except (ValueError, TypeError) as error:
-        ours = own_mistake(error)
-        if ours is None:
+        missing = MISSING_PACKAGE.search(str(error))
+        said = own_mistake(error) if missing is None else missing[0]
+        if said is None:
             raise
-        print(f"error: {ours}", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         raise SystemExit(MISTAKEN) from error
     except (VLLMError, FailedEpisodes) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -133,11 +133,11 @@ class Prompts:
         Raises:
             ValueError: the data set has no such column; names those it has.
         """
-        root = root_column(self.columns, path)
-        if root is None:
+        if (root := root_column(self.columns, path)) is None:
+            known = sorted({*self.columns, *getattr(self.columns, "hidden", ())})
             raise ValueError(
-                f"column {path!r} is not in the data set (it has {sorted(self.columns)}); set"
-                " data.answer_column, or the head's `column`, to a column that exists"
+                f"column {path!r} is not in the data set (it has {known}); set data.answer_column,"
+                " or the head's `column`, to a column that exists"
             )
         return [value_at({root: value}, path) for value in self.columns[root]]
 

@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rlif_lightning.answers.checkers import AnswerChecker
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.evaluation.files import EvaluationFiles
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.evaluation.preflight import Findings, examine
 from rlif_lightning.evaluation.preflight_memory import MemoryNotice
@@ -204,17 +205,20 @@ def _findings(
 
 
 def _with_usual_callbacks(given: list[Callback], settings: dict[str, Any]) -> list[Callback]:
-    """Return a run's callbacks with what it is saved and watched by, unless others were given."""
+    """Return a run's callbacks with what saves, watches and measures it, unless others do."""
     usual: dict[str, tuple[type[Callback], type[Callback]]] = {
         "enable_progress_bar": (ProgressBar, RolloutBar),
         "enable_checkpointing": (Checkpoint, RunCheckpoints),
     }
-    added = [
+    added: list[Callback] = [
         ours()
         for setting, (kind, ours) in usual.items()
         if settings.get(setting) is not False
         and not any(isinstance(callback, kind) for callback in given)
     ]
+    writes = settings.get("logger") is not False
+    if writes and not any(isinstance(callback, EvaluationFiles) for callback in given):
+        added.append(EvaluationFiles())
     return [*given, *added]
 
 

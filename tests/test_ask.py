@@ -50,6 +50,12 @@ def test_a_chat_answers_lines_until_an_empty_one(capsys, monkeypatch):
     assert all(line.startswith("> ") for line in lines)
 
 
+@pytest.mark.parametrize("asked", [[], ["1+1=", "--samples=0"]])
+def test_nothing_to_answer_is_told_before_a_model_is_read(capsys, asked):
+    assert ask.command(["generate", "nowhere", *asked], RLIFModule) == 2
+    assert "give one prompt at least, and one sample" in capsys.readouterr().err
+
+
 def test_a_folder_without_a_policy_is_told_in_one_line(capsys, tmp_path):
     assert ask.command(["generate", str(tmp_path), "1+1="], RLIFModule) == 2
     assert "has neither checkpoints nor a model's config.json" in capsys.readouterr().err

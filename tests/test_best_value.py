@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import pytest
 
+from rlif_lightning import ClusterVote, RLIFModule
 from rlif_lightning.running.best_value import KeepsBest
 
 NAN, INF = math.nan, math.inf
@@ -28,3 +30,24 @@ def test_what_is_better(value, best, highest, lowest):
     for each in kept:
         each.best = best
     assert [each.is_better(value) for each in kept] == [highest, lowest]
+
+
+@pytest.mark.parametrize(
+    ("monitor", "column", "is_told"),
+    [
+        ("val/acc", "answer", True),
+        ("val/accuracy", None, True),
+        ("val/accuracy", "answer", False),
+        ("val_low/maj@8", "answer", False),
+        ("val/entropy", None, False),
+        ("policy/entropy", None, False),
+        (None, None, False),
+    ],
+)
+def test_a_monitor_that_no_evaluation_logs_is_told_before_the_run(caplog, monitor, column, is_told):
+    """Without a word, a run of days would end without its best policy."""
+    logging.getLogger("lightning.pytorch").propagate = True
+    module = RLIFModule("rlif-arithmetic", {"vote": ClusterVote()}, answer_column=column)
+    with caplog.at_level(logging.INFO):
+        KeepsBest(monitor).tell_unknown(module)
+    assert (f"monitor={monitor!r} is no figure of evaluations here" in caplog.text) is is_told

@@ -5,6 +5,7 @@ that fail.
 from __future__ import annotations
 
 import json
+import logging
 import resource
 from typing import Any
 
@@ -242,6 +243,11 @@ def test_settings_are_checked(settings, message):
         RunCheckpoints(**settings)
 
 
-def test_a_monitor_that_is_never_logged_is_told(tmp_path):
-    with pytest.raises(RuntimeError, match="monitor='val/luck' was never logged"):
+def test_a_monitor_that_is_never_logged_is_told(tmp_path, caplog):
+    logging.getLogger("lightning.pytorch").propagate = True
+    with (
+        caplog.at_level(logging.INFO),
+        pytest.raises(RuntimeError, match="monitor='val/luck' was never logged"),
+    ):
         fit(tmp_path, saving(monitor="val/luck"))
+    assert "RunCheckpoints: monitor='val/luck' is no figure of evaluations here" in caplog.text

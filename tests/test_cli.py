@@ -55,15 +55,26 @@ def test_print_config_gives_a_config_that_parses(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     ("command", "word", "user"),
-    [("fit", "--predictions.folder=x", "predict"), ("validate", "--compare=true", "fit")],
+    [
+        ("fit", "--predictions.folder=x", "predict"),
+        ("fit", '--predictions={"folder":"x"}', "predict"),
+        ("validate", "--compare=true", "fit"),
+        ("validate", "--compare True", "fit"),
+    ],
 )
 def test_an_argument_without_effect_is_refused(command, word, user, capsys, tmp_path):
     """It is in files that several subcommands read; on the command line somebody means it."""
-    cli_words = [command, *base("--compare"), word, f"--trainer.default_root_dir={tmp_path}"]
+    cli_words = [
+        command,
+        *base("--compare"),
+        *word.split(" ", 1),
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
     with pytest.raises(SystemExit) as info:
         cli.main(cli_words)
     assert info.value.code == 2
-    said = f"{word}: {command} does not use it, {user} does; leave it out"
+    shown = word.replace("compare ", "compare=")
+    said = f"{shown}: {command} does not use it, {user} does; leave it out"
     assert said in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
 
@@ -88,6 +99,7 @@ def test_help_names_the_units(capsys):
         ("--model.update.updates_per_rollout=1", "updates_per_rollout=1 makes KL-Cov do nothing"),
         ("--model.objective.init_args.fraction=2", "fraction=2.0 must lie in [0, 1)"),
         ("--model.no_such_key=1", "no_such_key"),
+        ("--seed_everything=-1", "seed_everything=-1: "),
         ("--model.schedule.warmup_steps=fast", "model.schedule.warmup_steps"),
         ("--optimizer=SGD", "--optimizer=SGD"),
         ("--data.tokenizer=x", 'Linked "data.tokenizer" must be given via "model.policy.name"'),

@@ -128,6 +128,27 @@ def test_an_extractor_that_finds_nothing_in_most_rows_is_refused():
         check(["1", "2", "3", r"\boxed{4}"], "boxed")
 
 
+SOLUTIONS = {
+    "hash": "Tom has 3+4=<<3+4=7>>7 apples.\n#### 7",
+    "boxed": r"We have $3^2=9$, so the answer is $\boxed{9}$.",
+    "tag": "<think>3+4</think> <answer>7</answer>",
+}
+
+
+@pytest.mark.parametrize("kind", SOLUTIONS)
+def test_worked_solutions_that_would_be_taken_whole_are_refused(kind):
+    column = ["1", *[SOLUTIONS[kind]] * 2]
+    with pytest.raises(ValueError, match=f"worked solutions, such as row 1 .*kind={kind}"):
+        check(column)
+    assert check([*column, *["1"] * 2]) is None  # not most of them
+    assert check([SOLUTIONS[kind]] * 3, kind) is None
+    assert check([["7", SOLUTIONS[kind]]] * 3) is None  # one of its answers can be right
+
+
+def test_an_answer_that_is_a_box_is_taken_whole():
+    assert check([r"$\boxed{9}$", r"\boxed{5} \text{ apples}"]) is None
+
+
 def test_one_acceptable_answer_is_enough():
     assert is_right("0.5", ["7", "1/2"])
     assert not is_right("8", ["7", "1/2"])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from harness.runs import adding, fit
+from harness.command_line import refused
+from harness.runs import BASE, adding, fit
 from rlif_lightning.running.metrics_csv import MetricsTable, read_logged, with_table
 
 
@@ -86,3 +88,11 @@ def test_tensorboard_counts_the_rollouts_that_are_done(tmp_path):
     board = EventAccumulator(run.trainer.log_dir).Reload()
     for name in ("policy/entropy", "val/accuracy"):
         assert [each.step for each in board.Scalars(name)] == [1, 2]
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_logger_whose_package_is_missing_is_told_in_one_line(tmp_path, capsys):
+    where = f"--trainer.default_root_dir={tmp_path}"
+    line = refused(capsys, "fit", *BASE, where, "--trainer.logger=WandbLogger")
+    assert line.startswith("error: Requirement 'wandb")
+    assert "pip install" in line

@@ -126,6 +126,16 @@ def test_peft_s_own_refusal_names_the_setting():
         PolicyModel(Policy(FOLDER, lora=LoRA(options={"target_modules": ["no_such_layer"]})))
 
 
+def test_a_layer_that_the_model_has_not_is_refused_beside_others():
+    """peft adapts the others without a word."""
+    match = (
+        r"target_modules names \['v_pro'\], which no adapted layer is called; .*q_proj, .*v_proj"
+    )
+    with pytest.raises(ValueError, match=match):
+        adapted(options={"target_modules": ["q_proj", "v_pro"]})
+    adapted(options={"target_modules": ["layers.0.self_attn.q_proj", "down_proj"]})
+
+
 @pytest.mark.filterwarnings("ignore:.*tied:UserWarning")
 @pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
 def test_adapters_on_a_weight_that_head_and_embedding_share_are_refused(layer):

@@ -55,6 +55,17 @@ def test_the_columns_of_the_data_set_are_listed(name):
         RewardSet({name: WeightedReward(HEADS[name])}).check(split, 2)
 
 
+def test_a_column_that_a_head_misspells_is_told_beside_those_that_there_are():
+    source = data()
+    source.setup("fit")
+    split = source.split("train")
+    assert split is not None
+    with pytest.raises(
+        ValueError, match=r"'levl' is not in the data set \(it has \['answer', 'que"
+    ):
+        split.batch([0]).only(["levl"]).column("levl")
+
+
 def test_a_window_smaller_than_a_rollout_names_the_buffer(tmp_path):
     path = tmp_path / "sums.jsonl"
     Dataset.from_list([{"question": f"1+{n}", "answer": n} for n in range(20)]).to_json(str(path))

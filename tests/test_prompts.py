@@ -251,7 +251,10 @@ def test_overfit_batches_are_refused(tokenizer):
             "shows the gold answer 'answer'",
         ),
         ({"chat": True}, "has no chat template"),
-        ({"max_prompt_tokens": 1, "overlong": "filter"}, "the train split has only 0 prompts"),
+        (
+            {"max_prompt_tokens": 1, "overlong": "filter"},
+            "tokens), so that overlong=filter would leave none; raise it",
+        ),
     ],
 )
 def test_mistakes_are_told(tokenizer, arguments, message):

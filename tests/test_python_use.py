@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from harness.files import ROOT
 from harness.python_runs import ROWS, data_of
 from rlif_lightning import (
     ClusterVote,
+    Evaluation,
     MeanLogprob,
     Policy,
     RewardHead,
@@ -28,11 +30,15 @@ from rlif_lightning import (
     WeightedReward,
 )
 from rlif_lightning.data.given_problems import GivenProblems, as_source
+from rlif_lightning.data.sources import HubDataset, LocalFiles
+from rlif_lightning.data.streams import Streamed
 from rlif_lightning.data.tokenizer import resolve_model
+from rlif_lightning.learning.optimizer import LearningRateSchedule, check_optimizer
 from rlif_lightning.model.given_policy import as_policy
 from rlif_lightning.running.metrics_csv import read_logged
 from rlif_lightning.running.rebuilt import arguments_in
 from rlif_lightning.running.run_settings import model_settings
+from rlif_lightning.running.setup_checks import tell_seed
 
 QUIET = {
     "accelerator": "cpu",
@@ -133,6 +139,11 @@ def test_an_optimiser_in_the_place_of_its_class_is_refused(tmp_path):
         trainer.fit(module, data_of())
 
 
+def test_an_optimiser_s_name_is_no_class():
+    with pytest.raises(ValueError, match=r"pass a class such as torch\.optim\.AdamW, or functools"):
+        check_optimizer("adamw", LearningRateSchedule(), 1)  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.full  # problems come in every usual form: below
 def test_a_file_of_training_problems_alone_is_trained_on(tmp_path):
     path = tmp_path / "sums.jsonl"
@@ -140,6 +151,23 @@ def test_a_file_of_training_problems_alone_is_trained_on(tmp_path):
     trainer = RLIFTrainer(max_steps=2, default_root_dir=tmp_path, **QUIET)
     trainer.fit(module_of(), data_of(str(path)))
     assert trainer.global_step == 2
+
+
+def test_an_evaluation_in_python_writes_its_figures_and_completions(tmp_path):
+    module = module_of(evaluation=Evaluation(samples=2, subset_column="question", greedy=False))
+    trainer = RLIFTrainer(default_root_dir=tmp_path, **QUIET | {"logger": None})
+    trainer.validate(module, data_of({"validation": ROWS[:3]}), verbose=False)
+    folder = tmp_path / "version_0"
+    (entry,) = json.loads((folder / "evaluation.json").read_text())
+    measured = float(trainer.callback_metrics["val/accuracy"])
+    assert entry["figures"]["accuracy"]["value"] == pytest.approx(measured)
+    assert {*entry["subsets"]} == {row["question"] for row in ROWS[:3]}
+    written = (folder / "evaluated" / "val-rollout-000000.jsonl").read_text().splitlines()
+    assert len(written) == 6
+    RLIFTrainer(default_root_dir=tmp_path / "quiet", **QUIET).validate(
+        module, verbose=False, datamodule=data_of({"validation": ROWS[:3]})
+    )
+    assert not (tmp_path / "quiet").exists()
 
 
 def test_a_run_for_trying_writes_nothing(tmp_path):
@@ -226,6 +254,34 @@ def test_problems_come_in_every_usual_form(tmp_path):
     assert as_source("openai/gsm8k").name == "openai/gsm8k"
 
 
+def test_a_column_that_the_first_row_lacks_is_kept():
+    rows = [{"question": "1+1="}, {"question": "2+2=", "answer": "4"}]
+    assert as_source(rows).load("train")["answer"][:] == [None, "4"]
+
+
+def test_the_problems_of_test_are_told_to_be_left_out(caplog):
+    logging.getLogger("lightning.pytorch").propagate = True
+    dataset = Dataset.from_list(ROWS)
+    with caplog.at_level(logging.INFO):
+        splits_of({"train": dataset, "test": dataset})
+    assert not caplog.text
+    with caplog.at_level(logging.INFO):
+        splits_of(DatasetDict(train=dataset, validation=dataset, test=dataset))
+    assert "'test' is not used: validate, test and predict all read 'validation'" in caplog.text
+
+
+def test_places_may_be_paths(tmp_path):
+    path = tmp_path / "sums.jsonl"
+    Dataset.from_list(ROWS).to_json(str(path))
+    Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    assert list(LocalFiles(path).load("train")) == ROWS
+    assert list(LocalFiles(validation=[path]).load("validation")) == ROWS
+    assert list(HubDataset(tmp_path / "saved").load("train")) == ROWS
+    with pytest.raises(ValueError, match=r"unknown suffix '.py'; known are"):
+        as_source(__file__).load("train")
+    assert Streamed(LocalFiles(path)).window(0)[:] == Dataset.from_list(ROWS)[:]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -233,6 +289,7 @@ def test_problems_come_in_every_usual_form(tmp_path):
         (["1+1="], r"a list with '1\+1=' are not supported"),
         (7, "train problems of int are not supported"),
         ({"train": Dataset.from_list(ROWS).to_iterable_dataset()}, "pass it alone, to be streamed"),
+        ([{"a": 1}, {"a": "x"}], "source: the train problems do not fit together: .*; make each"),
         ({"training": ROWS}, r"\['training'\] of \['training'\] is none of train, validation"),
     ],
 )
@@ -249,6 +306,20 @@ def test_without_validation_problems_training_is_not_evaluated(tmp_path, caplog)
     assert "val/accuracy" not in trainer.callback_metrics
     with pytest.raises(ValueError, match="no validation problems were given; pass"):
         RLIFTrainer(default_root_dir=tmp_path, **QUIET).validate(module, data_of())
+
+
+@pytest.mark.parametrize(
+    ("everything", "own", "is_told"), [("5", 0, True), ("5", 3, False), ("0", 0, False)]
+)
+def test_a_seed_that_reaches_nothing_is_told(monkeypatch, caplog, everything, own, is_told):
+    """``lightning.seed_everything`` writes its seed into this variable."""
+    logging.getLogger("lightning.pytorch").propagate = True
+    monkeypatch.setenv("PL_GLOBAL_SEED", everything)
+    with caplog.at_level(logging.INFO):
+        tell_seed(own, None)
+        tell_seed(0, own)
+    told = caplog.text.count("seed_everything(5) reaches neither sampling nor the order")
+    assert told == (2 if is_told else 0)
 
 
 def test_tokenizers_are_the_policy_s_or_an_object():
@@ -288,6 +359,9 @@ def test_generate_needs_prompts_that_can_be_read():
         module.generate([])
     with pytest.raises(ValueError, match="has no chat template; pass texts"):
         module.generate([{"role": "user", "content": "1+1="}])
+    for strange in ([{"from": "human", "value": "1+1="}], [7]):
+        with pytest.raises(ValueError, match="is neither a text nor a conversation, a list of"):
+            module.generate(strange)
     with pytest.raises(ValueError, match="the prompt '' has no tokens"):
         module.generate([""])
 

@@ -139,3 +139,18 @@ def test_marks_that_are_neither_bools_nor_floats_are_refused_under_the_objective
         match=r"objective Weighs.select returned torch.int64 of shape \(2, 3\); one bool or",
     ):
         checked_marks(Weighs(), LossInputs(values, values, values, mask, torch.arange(2)))
+
+
+def test_a_policy_loss_that_is_no_loss_per_token_is_refused():
+    """A mean, or a loss per completion, would be spread over all tokens without a word."""
+    mask, values = torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3)
+    update = LossInputs(values, values, values, mask, torch.arange(2))
+    for shape, found in (((), r"\(\)"), ((2, 1), r"\(2, 1\)")):
+
+        class Means(Clipped):
+            def policy_loss(self, batch: LossInputs, marks: torch.Tensor) -> torch.Tensor:
+                return torch.zeros(shape)  # noqa: B023
+
+        match = rf"Means.policy_loss returned shape {found}; one loss per token, \(2, 3\)"
+        with pytest.raises(ValueError, match=match):
+            Means().token_loss(update, mask)

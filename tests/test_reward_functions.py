@@ -109,6 +109,8 @@ def test_callable_objects_are_functions(function):
         np.array([1.0, 2.0, 3.0, 4.0]),
         (1, 2, 3, 4),
         [np.float32(1), torch.tensor(2.0), 3, 4.0],
+        [np.bool_(True), np.array(2.0), np.int64(3), 4.0],
+        np.array([True, 2.0, 3, 4], dtype=object),
     ],
 )
 def test_scores_come_as_tensor_array_or_list(scores):
@@ -130,6 +132,14 @@ def test_scores_come_as_tensor_array_or_list(scores):
 def test_what_is_no_score_is_refused_under_the_head_s_name(scores, message):
     with pytest.raises(RuntimeError, match=message):
         ask(lambda completions: scores)
+
+
+def test_an_array_of_objects_may_hold_none():
+    scores = ask(
+        lambda completions: np.array([None, 1.0, np.float32(2), True], dtype=object)
+    ).scores
+    assert scores[0].isnan()
+    assert scores[1:].tolist() == [1.0, 2.0, 1.0]
 
 
 def test_extra_columns_have_a_value_for_each_completion():

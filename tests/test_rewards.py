@@ -278,6 +278,15 @@ def test_scores_of_any_number_type_become_float32():
     assert scores.dtype == torch.float32
 
 
+def test_a_head_whose_constructor_forgets_its_base_is_told():
+    class Forgetful(Given):
+        def __init__(self):
+            self.limit = 3
+
+    with pytest.raises(TypeError, match=r"head=Forgetful: its __init__ has to call super\(\)"):
+        WeightedReward(Forgetful())
+
+
 @pytest.mark.parametrize(
     ("rewards", "message"),
     [
@@ -289,6 +298,8 @@ def test_scores_of_any_number_type_become_float32():
         ),
         ({"a b": {}}, "'a b' must be a plain identifier"),
         ({"../a": {}}, r"'\.\./a' must be a plain identifier"),
+        ({"type": {}}, "reward name 'type' is an attribute of torch's modules; choose another"),
+        ({"compile": {}}, "reward name 'compile' is an attribute of torch's modules"),
         ({"a": {"weight": math.nan}}, "weight=nan"),
     ],
 )

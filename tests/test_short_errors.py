@@ -18,9 +18,34 @@ MISTAKES = {
         "give its import path; did you mean STARE?",
     ),
     "--trainer.callbacks+=Unheard": (1, "no class is named Unheard"),
+    "--model.evaluation.checker.extractor.kind=boxed": (
+        1,
+        "model.evaluation.checker: extractor is a setting of AnswerChecker and CodeChecker and"
+        " LiteralChecker: name the class before the setting",
+    ),
+    "--model.engine.server.url=x": (1, "server is a setting of VLLMServerEngine: name the class"),
+    "--model.optimizer.learning_rate=1": (
+        1,
+        "model.optimizer: torch.optim.AdamW: Option 'learning_rate' is not accepted; it takes lr,",
+    ),
+    "--model.policy.lora.r=8": (1, "Option 'r' is not accepted; it takes rank, alpha, options"),
+    "--model.optimizer.lr=fast": (
+        1,
+        "torch.optim.AdamW: lr: Expected a <class 'float'>, not fast",
+    ),
+    "--model.rewards.certanty.weight=0.2": (
+        1,
+        "model.rewards: the following arguments are required: head; each reward has one, as in"
+        " {vote: {head: ClusterVote}}; one whose name is mistyped is another reward",
+    ),
+    "--model.rewards.vote.weight=heavy": (
+        1,
+        "weight: Expected a <class 'float'>. Got value: heavy",
+    ),
+    "--model.group_size=4": (1, 'Linked "model.group_size" must be given via "data.group_size".'),
     "--data.group_size=two": (1, "Expected a <class 'int'>. Got value: two"),
 }
-NOISE = ("NoneType", "NestedArg", "Namespace", "Subtypes", "usage")
+NOISE = ("NoneType", "NestedArg", "Namespace", "Subtypes", "usage", "typing", "WeightedReward")
 
 
 @pytest.mark.slow

@@ -23,6 +23,9 @@ from rlif_lightning.answers.extraction import AnswerExtractor
 # this kind occur all over a column.
 MAX_READ = 20_000
 _SHOWN_ROWS = 3
+# Rows in which worked solutions are looked for, and the kinds of marks that they give answers by.
+_TRIED = 20
+_MARKS = ("hash", "boxed", "tag")
 _CUT = re.compile(r"\\\\|\\[{}]")  # a row break and printed braces, which need not balance
 
 
@@ -126,7 +129,7 @@ class GoldReader:
             ValueError: a value that is no answer (names the row), or an extractor that finds
                 nothing in most of them.
         """
-        number, unread, empty = 0, [], 0
+        number, unread, empty, first = 0, [], 0, {}
         for row, value in values:
             try:
                 texts = gold_texts(value)
@@ -135,6 +138,7 @@ class GoldReader:
             if number == MAX_READ:
                 continue
             number += 1
+            first |= {row: texts} if number <= _TRIED else {}
             answers = [answer for answer in map(self.extractor, texts) if answer is not None]
             empty += not answers
             if all(map(_is_cut, answers)):
@@ -146,6 +150,8 @@ class GoldReader:
                 f" {number} gold answers of {column} in {where}, such as row {unread[0]}; choose"
                 " another one, or another column (gold_extractor.kind=text takes the whole text)"
             )
+        if self.extractor.kind == "text":
+            _refuse_solutions(column, first, where)
         if not unread:
             return None
         return (
@@ -153,6 +159,30 @@ class GoldReader:
             " off, or no answer in them), so hardly any completion is right there: rows"
             f" {', '.join(unread[:_SHOWN_ROWS])}" + (", ..." if len(unread) > _SHOWN_ROWS else "")
         )
+
+
+def _refuse_solutions(column: str, rows: dict[int, list[str]], where: str) -> None:
+    """Refuse rows of which most are worked solutions: taken whole they would equal no answer."""
+    found = {row: [_marked(text) for text in texts] for row, texts in rows.items()}
+    solved = {row: kinds[0] for row, kinds in found.items() if all(kinds)}
+    if 2 * len(solved) <= len(rows):
+        return
+    row, kind = next(iter(solved.items()))
+    raise ValueError(
+        f"{column}: gold answers of {where} are worked solutions, such as row {row}"
+        f" {rows[row][0]!r:.120}, and the whole text of each is taken for the answer, which no"
+        f" completion gives; set gold_extractor.kind={kind} (of model.evaluation.checker"
+        "=AnswerChecker, and of a reward that reads them), or name another column"
+    )
+
+
+def _marked(text: str) -> str | None:
+    """Return the kind of mark that an answer has inside of a longer text; None without one."""
+    for kind in _MARKS:
+        answer = AnswerExtractor(kind)(text)
+        if answer is not None and not is_right(answer, [text]):
+            return kind
+    return None
 
 
 def is_right(answer: str | None, gold: Sequence[str], equivalence: str = "exact") -> bool:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from rlif_lightning.data.sources import HubDataset, LocalFiles, ProblemSource, Split
-from rlif_lightning.data.streams import Streamed
+from rlif_lightning.data.streams import Streamed, dataset_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,13 +82,19 @@ def as_source(given: Any) -> ProblemSource:
                 f" {', '.join(names)}; pass"
                 ' {"train": ..., "validation": ...}'
             )
-        found = next((given[name] for name in VALIDATION_NAMES if name in given), None)
+        held_out = [name for name in VALIDATION_NAMES if given.get(name) is not None]
+        if len(held_out) > 1:
+            rank_zero_info(
+                "source: 'test' is not used: validate, test and predict all read 'validation';"
+                " to measure 'test', pass it as \"validation\""
+            )
+        found = given[held_out[0]] if held_out else None
         return GivenProblems(train=given.get("train"), validation=found)
     return GivenProblems(train=given)
 
 
 def _named(path: Path) -> ProblemSource:
-    if path.suffix in LocalFiles.FORMATS:
+    if path.suffix in LocalFiles.FORMATS or path.is_file():
         return LocalFiles(train=str(path))
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         from datasets import load_from_disk
@@ -112,7 +120,7 @@ def _as_dataset(split: str, given: Any) -> Dataset:
     is_list = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
     rows: list[Any] = list(given) if is_list else []
     if rows and all(isinstance(row, Mapping) for row in rows):
-        return Dataset.from_list([dict(row) for row in rows])
+        return dataset_of(rows, f"source: the {split} problems")
     remedy = "pass a datasets.Dataset, a list of dicts with one problem each, or a ProblemSource"
     if isinstance(given, IterableDataset):
         remedy = "pass it alone, to be streamed, or Dataset.from_list(list(...)) of it"

@@ -74,6 +74,13 @@ def _with_texts_for_dates(dataset: Dataset, paths: Sequence[Path]) -> Dataset:
     return dataset
 
 
+def as_texts(paths: Any) -> str | list[str] | None:
+    """Return one path or several as texts: in Python they may be objects."""
+    if paths is None or isinstance(paths, str):
+        return paths
+    return str(paths) if isinstance(paths, Path) else [str(path) for path in paths]
+
+
 def is_saved(folder: Path) -> bool:
     """Return whether ``save_to_disk`` wrote the folder: a data set, or several splits."""
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))

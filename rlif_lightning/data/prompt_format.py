@@ -159,10 +159,12 @@ class PromptRenderer:
             TemplateError
         ) as error:  # some know no system turn, some want the others to alternate
             roles = [turn["role"] for turn in turns]
+            own = self.form.system_prompt is not None
+            remedy = "take format.system_prompt out" if own else "change the messages"
             raise ValueError(
                 "format.chat=true: the tokenizer's chat template refuses the turns"
-                f" {roles!s:.200} of {turns[-1]['content']!r:.100}: {error}; change the messages,"
-                " or set chat=false"
+                f" {roles!s:.200} of {turns[-1]['content']!r:.100}: {error}; {remedy}, or set"
+                " chat=false"
             ) from error
 
     def messages(self, row: dict[str, Any]) -> list[dict[str, str]] | None:

@@ -6,7 +6,7 @@ Which rows make a batch is in ``stream_loader.py``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,28 @@ if TYPE_CHECKING:
 
 COMPARED = 100  # rows that are read twice, to see that a stream can be read again
 Row = dict[str, Any]
+
+
+def dataset_of(rows: Sequence[Mapping[str, Any]], where: str) -> Dataset:
+    """Return rows with every column that any of them has.
+
+    Args:
+        rows: one problem each.
+        where: the rows in words.
+
+    Raises:
+        ValueError: a column has values of several types.
+    """
+    from datasets import Dataset
+
+    names = dict.fromkeys(name for row in rows for name in row)
+    try:
+        return Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{where} do not fit together: {' '.join(str(error).split()):.300}; make each column"
+            " one type"
+        ) from error
 
 
 class Streamed(ProblemSource):
@@ -76,8 +98,6 @@ class Streamed(ProblemSource):
         Raises:
             ValueError: a row that is none, or a stream that gives other rows when it is read again.
         """
-        from datasets import Dataset
-
         if number != self._next:
             self._rows = stream_rows(self.source, number * self.buffer)
         rows, self._next = list(islice(self._rows, self.buffer)), number + 1
@@ -85,15 +105,8 @@ class Streamed(ProblemSource):
             self._compare(rows[:COMPARED])
         if not rows:
             return None
-        names = dict.fromkeys(name for row in rows for name in row)
-        try:
-            return Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
-        except (ValueError, TypeError) as error:
-            first = number * self.buffer
-            raise ValueError(
-                f"rows {first} to {first + len(rows) - 1} of the stream do not fit together:"
-                f" {' '.join(str(error).split()):.300}; make each column one type"
-            ) from error
+        first = number * self.buffer
+        return dataset_of(rows, f"rows {first} to {first + len(rows) - 1} of the stream")
 
     def _compare(self, rows: list[Row]) -> None:
         again = list(islice(stream_rows(self.source, 0), len(rows)))

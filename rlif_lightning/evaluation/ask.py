@@ -37,6 +37,11 @@ def command(words: Sequence[str], module_class: Any) -> int:
                 "a chat reads lines of standard input, and answers each once: leave the prompts and"
                 " --samples out, or use rlif generate"
             )
+        if args.command == "generate" and (not args.prompts or args.samples < 1):
+            raise ValueError(
+                f"generate {args.place}: {len(args.prompts)} prompts, --samples={args.samples}:"
+                " give one prompt at least, and one sample"
+            )
         module = load(args.place, module_class)
         given = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens}
         known = {name: value for name, value in given.items() if value is not None}

@@ -246,9 +246,13 @@ class Evaluator(nn.Module):
         for metric in (*map(self._metric, self.metrics), self.labels):
             metric.reset()
 
+    def figures(self, labelled: bool) -> list[str]:
+        """Return the names of the figures of an evaluation, with or without labels."""
+        return self.unlabelled + self.acting * self.has_episodes + self.labelled * labelled
+
     def compute(self, labelled: bool) -> Report:
         """Return the figures over all batches and processes (a collective), and start anew."""
-        names = self.unlabelled + self.acting * self.has_episodes + self.labelled * labelled
+        names = self.figures(labelled)
         metrics = [self._metric(name) for name in names]
         tables = (
             broadcast_from_first(torch.stack([metric.table() for metric in metrics], 2))

@@ -122,9 +122,22 @@ class PolicyUse(LightningModule):
         return super().load_from_checkpoint(checkpoint_path, *args, **settings)
 
 
+def _is_conversation(prompt: Any) -> bool:
+    """Return whether a prompt is messages; a template would show others as empty turns."""
+    return isinstance(prompt, Sequence) and all(
+        isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in prompt
+    )
+
+
 def _encoded(policy: PolicyModel, asked: Sequence[Any]) -> Prompts:
     """Return prompts on the policy's device."""
     chats = [not isinstance(prompt, str) for prompt in asked]
+    for prompt, chat in zip(asked, chats, strict=True):
+        if chat and not _is_conversation(prompt):
+            raise ValueError(
+                f"generate: the prompt {prompt!r:.200} is neither a text nor a conversation, a list"
+                " of {role, content}"
+            )
     if any(chats) and policy.tokenizer.chat_template is None:
         raise ValueError(
             f"generate: the tokenizer of {policy.name!r} has no chat template; pass texts instead"

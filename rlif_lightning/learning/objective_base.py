@@ -138,6 +138,12 @@ class Objective(ABC):
         It is the policy loss plus reference KL minus entropy bonus.
         """
         loss = self.policy_loss(batch, marks)
+        if loss.shape != batch.mask.shape:  # it would be spread over the tokens without a word
+            raise ValueError(
+                f"objective {type(self).__name__}.policy_loss returned shape {tuple(loss.shape)};"
+                f" one loss per token, {tuple(batch.mask.shape)}, is needed: the mean over tokens"
+                " is taken later, by `aggregation`"
+            )
         weights = self.importance_weights(batch)
         if weights is not None:
             loss = loss * weights

@@ -169,6 +169,8 @@ def _remedy(make: Any, error: Exception) -> str:
     if isinstance(make, Optimizer):
         name = type(make).__name__
         return f"pass its class, or with arguments functools.partial({name}, lr=...)"
+    if not callable(make):
+        return "pass a class such as torch.optim.AdamW, or functools.partial of one"
     if "Muon only supports 2D" in str(error):
         return "use rlif_lightning.MuonAdamW, which has AdamW for the others"
     return "correct its arguments"

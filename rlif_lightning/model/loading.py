@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -171,7 +172,7 @@ def reading(policy: Policy) -> Iterator[None]:
     except OSError as error:
         raise ValueError(
             f"policy.name={policy.name!r} is neither a model folder nor a hub model that can be"
-            f" reached: {error}"
+            f" reached (current folder: {Path.cwd()}): {error}"
         ) from error
     except Exception as error:
         if policy.trust_remote_code or is_out_of_memory(error):
@@ -249,8 +250,28 @@ def _add_lora(model: Any, lora: LoRA) -> Any:
         adapted = get_peft_model(model, config)
     except (ValueError, TypeError) as error:
         raise ValueError(f"policy.lora={lora}: peft refuses it: {error}") from error
+    _refuse_unmatched(adapted, LoraLayer, lora.options.get("target_modules"))
     _refuse_shared(adapted, LoraLayer)
     return _with_drawn_adapters(adapted, LoraLayer)
+
+
+def _refuse_unmatched(model: Any, kind: type, targets: Any) -> None:
+    """Refuse names of which some match no layer: peft adapts the others without a word.
+
+    Raises:
+        ValueError: names them, and the model's linear layers.
+    """
+    layers = [f".{name}" for name, layer in model.named_modules() if isinstance(layer, kind)]
+    names = [] if isinstance(targets, str) or targets is None else list(targets)
+    if lost := [name for name in names if not any(it.endswith(f".{name}") for it in layers)]:
+        linear = (nn.Linear, Conv1D)
+        base = [name for name, layer in model.named_modules() if isinstance(layer, linear)]
+        known = {name.removesuffix(".base_layer").rpartition(".")[2] for name in base}
+        known = sorted(each for each in known if not each.startswith("lora_") and each != "default")
+        raise ValueError(
+            f"policy.lora.options.target_modules names {lost}, which no adapted layer is called;"
+            f" linear layers are called {', '.join(known)}"
+        )
 
 
 def _refuse_shared(model: Any, kind: type) -> None:

@@ -122,6 +122,10 @@ class WeightedReward:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if "_modules" not in vars(self.head):
+            raise TypeError(
+                f"head={type(self.head).__name__}: its __init__ has to call super().__init__()"
+            )
         if not math.isfinite(self.weight):
             raise ValueError(f"weight={self.weight} of a reward must be a finite number")
         if self.length not in LENGTH:

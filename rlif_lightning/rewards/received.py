@@ -5,6 +5,7 @@ An error that is found later could not name the head.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from numbers import Real
@@ -110,13 +111,20 @@ def as_numbers(scores: Any) -> Any:
     """
     if isinstance(scores, np.ndarray) and scores.dtype.kind in "fiub":
         return torch.from_numpy(np.array(scores))
+    if isinstance(scores, np.ndarray) and scores.dtype.kind == "O":
+        scores = scores.tolist()
     if not isinstance(scores, (list, tuple)):
         return scores
-    values = [torch.nan if value is None else value for value in scores]
-    values = [value.item() if isinstance(value, Tensor) else value for value in values]
+    values = [torch.nan if value is None else _item(value) for value in scores]
     if not all(isinstance(value, Real) for value in values):
         return scores
     return torch.tensor([float(value) for value in values])
+
+
+def _item(value: Any) -> Any:
+    """Return the number in an array of one, or in a scalar of NumPy, which may be its own bool."""
+    is_array = isinstance(value, (Tensor, np.generic, np.ndarray)) and math.prod(value.shape) == 1
+    return value.item() if is_array else value
 
 
 def _tensor(

@@ -56,6 +56,10 @@ class RewardSet(nn.Module):
                 raise ValueError(
                     f"reward name {name!r} must be a plain identifier (letters, digits, _)"
                 )
+            if hasattr(nn.ModuleDict(), name):
+                raise ValueError(
+                    f"reward name {name!r} is an attribute of torch's modules; choose another"
+                )
             if reward.gate is not None and reward.gate.head not in rewards:
                 raise ValueError(
                     f"gate of reward {name!r} names {reward.gate.head!r}; known heads:"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
 
 MODES = ("max", "min")
 
@@ -27,6 +30,22 @@ class KeepsBest:
             raise ValueError(f"mode={mode!r} is unknown; use max or min")
         self.monitor, self.mode = monitor, mode
         self.best: float | None = None
+
+    def tell_unknown(self, module: Any) -> None:
+        """Tell, before the first rollout, of a monitor that evaluations will not log.
+
+        A callback or a subclass may log it all the same, so nothing is refused.
+        """
+        stage, _, name = (self.monitor or "").partition("/")
+        if stage not in ("val", "val_low", "val_high"):
+            return
+        known = module.evaluator.figures(labelled=module.answer_column is not None)
+        if name not in known:
+            rank_zero_info(
+                f"{type(self).__name__}: monitor={self.monitor!r} is no figure of evaluations here,"
+                f" which are {', '.join(known)}: unless something else logs it, there will be no"
+                " best"
+            )
 
     def is_better(self, value: float) -> bool:
         """Return whether a value is better than the best; NaN and an equal one never are."""

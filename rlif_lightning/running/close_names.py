@@ -36,7 +36,7 @@ def meant(message: str, options: Iterable[str]) -> str:
         options: the parser's own options, without their dashes.
 
     Returns:
-        "; did you mean ...?", or nothing.
+        "; did you mean ...?", the arguments of a class that has no close one, or nothing.
     """
     found: list[str] = []
     if (refused := _NO_CLASS.search(message)) is not None:
@@ -44,7 +44,10 @@ def meant(message: str, options: Iterable[str]) -> str:
     elif (refused := _NO_OPTION.search(message) or _NO_KEY.search(message)) is not None:
         found = _close_options(refused[1], list(options))
     elif (refused := _NO_ARGUMENT.search(message)) is not None:
-        found = close_names(refused[2], _arguments(refused[1]))
+        known = _arguments(refused[1])
+        found = close_names(refused[2], known)
+        if known and not found:
+            return f"; it takes {', '.join(known)}"
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
@@ -78,6 +81,7 @@ def imported(path: str) -> Any:
 def _arguments(path: str) -> list[str]:
     """Return the arguments of the constructor of a class; none where it cannot be imported."""
     try:
-        return [*inspect.signature(imported(path)).parameters]
+        names = [*inspect.signature(imported(path)).parameters]
+        return [name for name in names if name not in ("self", "params", "args", "kwargs")]
     except (ValueError, TypeError):
         return []

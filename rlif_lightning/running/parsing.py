@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace, set_parsing_settings
@@ -21,6 +22,7 @@ from rlif_lightning.learning.objective_base import BoundedObjective, Objective
 from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.rewards.base import WeightedReward
 from rlif_lightning.running.close_names import imported, meant
+from rlif_lightning.running.config_files import check_config
 from rlif_lightning.running.former_settings import ARGUMENTS_OF
 from rlif_lightning.running.help_page import arrange
 from rlif_lightning.running.setting_owners import owner_hint
@@ -50,7 +52,8 @@ _ARGUMENT = re.compile(r"Option '(?:[\w.]+\.)?(\w+)' is not accepted")
 _OF_TYPES = re.compile(
     r"\s*((- )?Does not validate against any of the Union subtypes|Subtypes: |Errors:$"
     r"|- Expected a <class 'NoneType'>|- Expected a path but .* either not accessible or invalid$"
-    r"|Given value type: |Given value: (NestedArg|Namespace)\("
+    r"|Given value type: |Given value: (NestedArg\(|Namespace\(|\{)"
+    r"|- Import path rlif_lightning\.WeightedReward does not"
     r"|(- )?(Not a valid subclass of|Subclass types expect one of:)|- a (class path|dict) )"
 )
 # A list of callbacks is tried as one callback too, and its mistake is told once more.
@@ -64,7 +67,18 @@ _CLASS_AT = re.compile(r"Problem with given class_path '([\w.]+)':")
 _GIVEN = re.compile(
     r"(?<=import path); Given value: \w+$|; Expected an instantiatable class, but rlif_l.*"
 )
-_COMPUTED = re.compile(r"argument \w+\(([\w.]+)\) --> ([\w.]+): .* is not callable")
+_COMPUTED = re.compile(r"argument (?:\w+\()?([\w.]+)\)? --> ([\w.]+): .* is not callable")
+# A class to be called later, such as the optimiser, and numbers that may be tensors.
+_CALLED = re.compile(
+    r"Type typing\.Callable\[.*\] expects a function or a callable class: (.*)\. Got value:"
+    r" Namespace\(class_path='([\w.]+)'.*"
+)
+_NUMBER = re.compile(r"(<class 'float'>); no class is named (\S+); name one .* its import path")
+HINTS = ("did you mean", "is a setting of", "it takes")
+_NO_HEAD = (
+    "; each reward has one, as in {vote: {head: ClusterVote}}; one whose name is mistyped is"
+    " another reward"
+)
 _REWARD = " rlif_lightning.WeightedReward: "
 _NO_CLASS = re.compile(r"Expected a dot import path string: (.*)")
 
@@ -78,11 +92,19 @@ class Parser(LightningArgumentParser):
         message = _COMPUTED.sub(r'Linked "\2" must be given via "\1".', message)
         added, said = _hint(message), _on_one_line(_without_types(message))
         # An outer parser repeats what an inner one said.
-        if not (added or "did you mean" in said or "is a setting of" in said):
+        if not (added or any(hint in said for hint in HINTS)):
             options = (each[2:] for each in self._option_string_actions)
-            said += owner_hint(message) or meant(said, options)
+            owner = owner_hint(message)
+            said = _with_owner(said, owner) if owner else said + meant(said, options)
         said = said.replace(_REWARD, " ")
+        if said.startswith("model.rewards: ") and said.endswith("are required: head"):
+            said += _NO_HEAD
         super().error(said + ("" if added in message else added), ex)
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """Parse a config file that says nothing in vain."""
+        check_config(Path(path))
+        return super().parse_path(path, *args, **kwargs)
 
     def format_help(self, *args: Any) -> str:
         """Return the help, ours first."""
@@ -125,7 +147,13 @@ def _on_one_line(message: str) -> str:
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     joined = "; ".join(dict.fromkeys(filter(None, lines))).replace(":; ", ": ")
     named = _CLASS_AT.sub(r"\1:", _PLACE.sub(r"\1:", joined))
-    return _GIVEN.sub("", named)
+    return _NUMBER.sub(r"\1, not \2", _CALLED.sub(r"\2: \1", _GIVEN.sub("", named)))
+
+
+def _with_owner(said: str, owner: str) -> str:
+    """Return a message with the owner of a setting, which says more than the types do."""
+    place = said.partition(": ")[0]
+    return f"{place}: {owner[2:]}" if "NestedArg" in said else said + owner
 
 
 def _hint(message: str) -> str:

@@ -15,6 +15,7 @@ from rlif_lightning.running.close_names import imported
 # Of jsonargparse: an argument without a class, and one that the class does not take.
 _NO_CLASS_YET = re.compile(r"but ([\w.]+) is abstract.*?NestedArg\(key='(?:[\w.]+\.)?(\w+)'", re.S)
 _NOT_TAKEN = re.compile(r"class_path '([\w.]+)':\s+Option '(?:[\w.]+\.)?(\w+)' is not accepted")
+_NESTED = re.compile(r"Subtypes: \[<class '([\w.]+)'>.*NestedArg\(key='(\w+)\.", re.S)
 PACKAGES = ("rlif_lightning", "callbacks")
 
 
@@ -27,7 +28,8 @@ def owner_hint(message: str) -> str:
     Returns:
         "; ... is a setting of ...", or nothing.
     """
-    refused = _NO_CLASS_YET.search(message) or _NOT_TAKEN.search(message)
+    patterns = (_NO_CLASS_YET, _NOT_TAKEN, _NESTED)
+    refused = next(filter(None, (pattern.search(message) for pattern in patterns)), None)
     if refused is None:
         return ""
     path, setting = refused.groups()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.data.curriculum import Curriculum
 from rlif_lightning.data.prompts import PromptData
@@ -101,7 +103,24 @@ def check_run(module: Any, data: PromptData | None, stage: str) -> None:
         _check_training(module, data)
 
 
+def tell_seed(of_module: int, of_data: int | None) -> None:
+    """Tell of a seed that ``lightning.seed_everything`` was given, and the run was not.
+
+    Args:
+        of_module: the module's seed.
+        of_data: that of our data.
+    """
+    everything = os.environ.get("PL_GLOBAL_SEED", "0")
+    if everything not in ("", "0") and of_module == 0 and of_data in (0, None):
+        rank_zero_info(
+            f"seed_everything({everything}) reaches neither sampling nor the order of problems,"
+            f" whose seed is 0: in Python pass RLIFModule(seed={everything}) and"
+            f" PromptData(seed={everything}), in YAML seed_everything: {everything}"
+        )
+
+
 def _check_training(module: Any, data: PromptData | None) -> None:
+    tell_seed(module.seed, None if data is None else data.seed)
     module.sampling.check_trainable()
     _check_objective(module, data)
     is_divided = isinstance(module.trainer.strategy, DividedStrategy)
