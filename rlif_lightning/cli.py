@@ -97,19 +97,15 @@ class RLIFCLI(LightningCLI):
         if self.named is None or prints:
             return super().parse_arguments(parser, args)
         config = self._subcommand_parsers[self.named].parse_args(self.words)
+        seed = config.seed_everything
+        if isinstance(seed, int) and not 0 <= seed < 2**32:
+            parser.error(f"seed_everything={seed}: a seed is at least 0 and below 2**32")
         pairs = itertools.pairwise([*self.words, ""])
         words = [f"{word}={after}" if word == "--compare" else word for word, after in pairs]
         for word, (said, users) in itertools.product(words, USED_BY.items()):
             if word.lower().startswith(said) and self.named not in users:
                 parser.error(f"{word}: {self.named} does not use it, {users[0]} does; leave it out")
         self.config = Namespace(subcommand=self.named, **{self.named: config})
-
-    def _set_seed(self) -> None:
-        try:
-            super()._set_seed()
-        except ValueError as error:
-            seed = self._get(self.config, "seed_everything")
-            raise ValueError(f"seed_everything={seed}: {error}") from error
 
     def before_instantiate_classes(self) -> None:
         """Write rewards that were given as heads alone in full."""

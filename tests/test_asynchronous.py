@@ -195,6 +195,7 @@ def test_what_is_not_asked_for_is_drawn_anew(standing, tmp_path):
 
 
 # The mark: test_vllm_server.py leaves a server that does not answer; this one waits for seconds.
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["refused", pytest.param("hangs", marks=pytest.mark.full)])
 def test_a_fault_of_a_draw_ahead_is_raised_where_its_rollout_is_needed(standing, tmp_path, fault):
     policy = changed()
@@ -274,6 +275,7 @@ def gradient(policy: PolicyModel, loss: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("kind", CORRECTIONS)
 # The mark: one micro-batch is a special case of several.
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [90, pytest.param(8192, marks=pytest.mark.full)])
 def test_the_gradient_of_a_stale_rollout_is_weighted(stale, kind, budget):
     """sum over tokens of weight * advantage * gradient of the log-prob, over the tokens' number."""

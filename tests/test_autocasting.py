@@ -61,6 +61,7 @@ def test_trained_weights_are_cast_once_in_training_and_in_evaluations(tiny_model
     assert casts.count == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("inference", [False, True])
 def test_frozen_weights_under_adapters_are_cast_once_and_stay_frozen(tiny_models, inference):

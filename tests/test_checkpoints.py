@@ -191,6 +191,7 @@ def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(tmp_path, long_run
 
 
 # test_run.py resumes from a checkpoint that another callback saved.
+@pytest.mark.slow
 @pytest.mark.parametrize("goes_on", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_a_gradient_that_is_not_finite_ends_the_run_and_costs_nothing_that_was_saved(
     tmp_path, request, goes_on

@@ -106,6 +106,7 @@ def test_shared_prompts_give_plain_generation_token_for_token(tiny_models, archi
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [pytest.param("llama", marks=pytest.mark.full), "gemma3"])
 def test_a_model_whose_attention_cannot_be_replaced_falls_back_and_says_so(
     tiny_models, monkeypatch, architecture

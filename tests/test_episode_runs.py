@@ -102,7 +102,7 @@ def test_a_run_that_was_killed_between_turns_goes_on_as_if_it_had_not_been(tmp_p
     assert_same(*(each["state_dict"] for each in states))
 
 
-@pytest.mark.slow
+@pytest.mark.full  # test_episodes.py begins episodes on two
 def test_processes_of_one_data_rank_share_the_first_one_s_environments(tmp_path):
     """Under tensor parallelism; the second process would draw other tokens, and raise if it made
     an environment.

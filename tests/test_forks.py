@@ -31,6 +31,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", REFUSED.values(), ids=REFUSED)
 @pytest.mark.parametrize("wanted", ["auto", pytest.param("path", marks=pytest.mark.full)])
 def test_what_cannot_go_on_is_refused_in_one_line(first, capfd, arguments, wanted):

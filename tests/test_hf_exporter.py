@@ -76,6 +76,7 @@ def test_an_exported_folder_is_a_policy_to_go_on_with(exported, tmp_path):
     assert again.trainer.global_step == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [pytest.param("min", marks=pytest.mark.full), "max"])
 def test_best_is_the_policy_of_the_best_evaluation(tmp_path, mode):
     """Entropy falls in both epochs: `min` keeps the second policy, `max` the first."""

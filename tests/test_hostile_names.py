@@ -69,6 +69,7 @@ def test_each_setting_that_names_a_place_is_checked_first(tmp_path, capsys, kind
     assert f"{kind}=" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["../../x", "a/b", "/etc/x", "n\0l", "", "a b"])
 def test_a_reward_whose_name_is_a_path_is_refused(tmp_path, capsys, name):
     """Names of rewards are parts of the names of figures, and these of pictures."""

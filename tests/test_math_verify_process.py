@@ -93,6 +93,7 @@ def test_traps_in_threads():
     assert not failures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.full)])
 def test_trap_in_a_child_process(method):
     before = worker()._process.pid

@@ -253,7 +253,7 @@ def test_overfit_batches_are_refused(tokenizer):
         ({"chat": True}, "has no chat template"),
         (
             {"max_prompt_tokens": 1, "overlong": "filter"},
-            "tokens), so that overlong=filter would leave none; raise it",
+            "has only 0 prompts; overlong=filter leaves none: raise max_prompt_tokens",
         ),
     ],
 )

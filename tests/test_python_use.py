@@ -105,6 +105,7 @@ def test_both_trainers_train_alike_and_the_module_is_used_and_loaded(tmp_path):
 
 
 # The mark: both are read by one comparison, and the one is Lightning's default.
+@pytest.mark.slow
 @pytest.mark.parametrize("logger", [None, pytest.param(True, marks=pytest.mark.full)])
 def test_a_run_writes_its_table_and_checkpoints_without_any_setting(tmp_path, logger):
     """Lightning's own trainer writes TensorBoard files alone, and saves at the end of an epoch."""

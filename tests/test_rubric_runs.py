@@ -120,6 +120,7 @@ def test_a_predictions_scores_have_the_criterias_own_weights(whole):
     head.train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rollout", [*(pytest.param(n, marks=pytest.mark.full) for n in (1, 2)), 3])
 def test_a_resumed_run_is_the_uninterrupted_one(whole, tmp_path, rollout):
     path = at(whole.folder / "checkpoints", rollout)

@@ -128,7 +128,7 @@ def test_a_signal_to_one_of_two_ranks_stops_both_and_saves(tmp_path, rank):
     assert [path.name for path in find_checkpoints(tmp_path)] == ["rollout=000002.ckpt"]
 
 
-@pytest.mark.slow
+@pytest.mark.full  # test_lost_process.py: the one that is left
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_when_one_of_two_ranks_is_killed_the_other_ends_and_says_so(tmp_path, rank):
     every = "--trainer.callbacks+={class_path: RunCheckpoints, init_args: {every: 1}}"

@@ -227,6 +227,7 @@ def test_completions_without_feedback_have_no_loss(tmp_path):
     assert float(run.trainer.callback_metrics["teacher/coverage"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("credit", [pytest.param("local", marks=pytest.mark.full), "sequence"])
 def test_micro_batches_change_nothing(tmp_path, credit):
     """Groups are split between micro-batches, and the siblings' mean is the same."""

@@ -119,6 +119,7 @@ LIMITS = {
 ENOUGH = ("turns", "failures")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in ENOUGH else pytest.mark.full) for n in LIMITS]
 )
@@ -378,7 +379,7 @@ def test_a_run_plays_ahead_in_the_trainer(standing, tmp_path):
     assert min(column(tmp_path, "episode/turns")) > 1
 
 
-@pytest.mark.slow
+@pytest.mark.full  # test_episode_runs.py plays on two; one process: above
 def test_two_processes_share_a_server(standing, tmp_path):
     arguments = [
         *ON_ANY,

@@ -502,6 +502,7 @@ def engine_of(served, folder: Path, **settings) -> VLLMServerEngine:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [pytest.param(False, marks=pytest.mark.full), True])
 def test_it_samples_the_present_weights(served, tmp_path, lora):
     policy = changed(lora=LoRA(rank=4, alpha=8) if lora else None)
@@ -702,7 +703,7 @@ def test_processes_share_a_server(served, tmp_path, strategy):
         assert_same_metrics(logged(tmp_path, "two"), logged(tmp_path, "one"))
 
 
-@pytest.mark.slow
+@pytest.mark.full  # test_sharding.py gathers them; they are handed over: above
 def test_sharded_policies_are_handed_over_whole(standing, tmp_path):
     """With adapters, which are merged; and where no process ever holds the whole."""
     arguments = [*TWO_ROLLOUTS, *arguments_for(standing, tmp_path), *on("fsdp2", 2)]

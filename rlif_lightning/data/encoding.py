@@ -105,7 +105,5 @@ class SplitEncoder:
             )
             if not self.leaves_out:
                 raise ValueError(f"{found}; raise it, or set overlong=filter to leave them out")
-            if not len(rows):
-                raise ValueError(f"{found}, so that overlong=filter would leave none; raise it")
             rank_zero_info(f"{found} and are left out")
         return rows

@@ -304,7 +304,8 @@ class PromptData(Described, LightningDataModule):
 
     def _check_size(self, split: Split, size: int, processes: int) -> None:
         if split == "train" and size < self.prompts_per_rollout:
-            where, remedy = "the train split", "lower it"
+            remedy = "lower it" if size else "overlong=filter leaves none: raise max_prompt_tokens"
+            where = "the train split"
             if isinstance(self.source, Streamed):
                 where = f"the first window of data.source.buffer={self.source.buffer} rows"
                 remedy += ", or raise the buffer"
