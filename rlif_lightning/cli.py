@@ -97,6 +97,12 @@ class RLIFCLI(LightningCLI):
         if self.named is None or prints:
             return super().parse_arguments(parser, args)
         config = self._subcommand_parsers[self.named].parse_args(self.words)
+        self._refuse_unused(parser, config)
+        self.config = Namespace(subcommand=self.named, **{self.named: config})
+
+    def _refuse_unused(self, parser: LightningArgumentParser, config: Namespace) -> None:
+        if config.fork_from is not None and self.named != "fit":
+            parser.error(f"fork_from={config.fork_from}: only fit uses it; name it as ckpt_path")
         seed = config.seed_everything
         if isinstance(seed, int) and not 0 <= seed < 2**32:
             parser.error(f"seed_everything={seed}: a seed is at least 0 and below 2**32")
@@ -105,7 +111,6 @@ class RLIFCLI(LightningCLI):
         for word, (said, users) in itertools.product(words, USED_BY.items()):
             if word.lower().startswith(said) and self.named not in users:
                 parser.error(f"{word}: {self.named} does not use it, {users[0]} does; leave it out")
-        self.config = Namespace(subcommand=self.named, **{self.named: config})
 
     def before_instantiate_classes(self) -> None:
         """Write rewards that were given as heads alone in full."""
@@ -119,6 +124,13 @@ class RLIFCLI(LightningCLI):
             type=bool,
             default=True,
             help="Evaluate before and after fit and print both as a table.",
+        )
+        parser.add_argument(
+            "--fork_from",
+            type=str | None,
+            default=None,
+            help="With fit: a checkpoint of which a new run takes the policy's weights. Optimiser,"
+            " counters, order of the data and callbacks begin anew.",
         )
         parser.add_class_arguments(Predictions, "predictions")
         for target in SEEDS:
@@ -149,7 +161,12 @@ class RLIFCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return Lightning's subcommands and ``preflight``, without arguments fixed here."""
-        decided = {"validate": {"verbose"}, "test": {"verbose"}, "predict": {"return_predictions"}}
+        decided = {
+            "fit": {"fork_from"},
+            "validate": {"verbose"},
+            "test": {"verbose"},
+            "predict": {"return_predictions"},
+        }
         known = {
             name: taken | decided.get(name, set())
             for name, taken in LightningCLI.subcommands().items()

@@ -14,7 +14,7 @@ import yaml
 
 from harness.children import in_child
 from harness.command_line import base, evaluate, refused
-from harness.runs import BASE, fit
+from harness.runs import BASE, FEW, ONE, fit
 from rlif_lightning import cli
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
@@ -150,6 +150,16 @@ def test_the_same_callback_twice_is_told_in_one_line(capsys, tmp_path):
     guard = "--trainer.callbacks+=CollapseGuard"
     line = refused(capsys, "fit", *BASE, f"--trainer.default_root_dir={tmp_path}", guard, guard)
     assert "trainer.callbacks=CollapseGuard: more than once" in line
+
+
+def test_a_run_s_settings_are_read_by_other_subcommands(tmp_path, capsys):
+    run = fit(tmp_path, *FEW, *ONE, "--trainer.limit_val_batches=1")
+    given = f"--config={run.trainer.log_dir}/config.yaml"
+    place = f"--trainer.default_root_dir={tmp_path / 'validated'}"
+    done = cli.main(["validate", given, place])
+    assert done.model.sampling == run.model.sampling
+    line = refused(capsys, "validate", given, place, "--fork_from=a.ckpt")
+    assert "fork_from=a.ckpt: only fit uses it; name it as ckpt_path" in line
 
 
 @pytest.mark.slow
