@@ -97,10 +97,11 @@ class RLIFCLI(LightningCLI):
         if self.named is None or prints:
             return super().parse_arguments(parser, args)
         config = self._subcommand_parsers[self.named].parse_args(self.words)
-        self._refuse_unused(parser, config)
+        self._refuse_mistakes(parser, config)
         self.config = Namespace(subcommand=self.named, **{self.named: config})
 
-    def _refuse_unused(self, parser: LightningArgumentParser, config: Namespace) -> None:
+    def _refuse_mistakes(self, parser: LightningArgumentParser, config: Namespace) -> None:
+        """Refuse what the subcommand does not use, and a seed that is none."""
         if config.fork_from is not None and self.named != "fit":
             parser.error(f"fork_from={config.fork_from}: only fit uses it; name it as ckpt_path")
         seed = config.seed_everything
@@ -194,8 +195,8 @@ class RLIFCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         root, wanted = Path(self.trainer.default_root_dir), config.ckpt_path
         expected = None if wanted is None else expected_of(self.model)
-        if (fork := config.get("fork_from")) is not None:
-            self.trainer.set_fork(fork, None if wanted == "auto" else wanted)
+        if config.fork_from is not None:
+            self.trainer.set_fork(config.fork_from, None if wanted == "auto" else wanted)
         self.checkpoint = resolve_checkpoint(wanted, root, expected)
         if self.checkpoint is not None:
             self.trainer.set_fork(None)

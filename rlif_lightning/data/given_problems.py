@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from rlif_lightning.data.local_files import is_saved
 from rlif_lightning.data.sources import HubDataset, LocalFiles, ProblemSource, Split
 from rlif_lightning.data.streams import Streamed, dataset_of
 
@@ -96,7 +97,7 @@ def as_source(given: Any) -> ProblemSource:
 def _named(path: Path) -> ProblemSource:
     if path.suffix in LocalFiles.FORMATS or path.is_file():
         return LocalFiles(train=str(path))
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    if is_saved(path):
         from datasets import load_from_disk
 
         loaded: Any = load_from_disk(str(path))

@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PYTHONPATH = f"{ROOT}:{ROOT / 'tests'}"  # of a process that finds this checkout and its tests
 PACKAGE = "rlif_lightning"
 LIBRARY = sorted((ROOT / PACKAGE).rglob("*.py"))
 CALLBACKS = sorted((ROOT / "callbacks").rglob("*.py"))

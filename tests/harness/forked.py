@@ -26,7 +26,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from harness.files import ROOT
+from harness.files import PYTHONPATH, ROOT
 
 FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload(["harness.warm"])
@@ -35,7 +35,7 @@ FORKING.set_forkserver_preload(["harness.warm"])
 def server_runs() -> None:
     """Start the server where it does not run yet. It must find the tests to import from them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        patch.setenv("PYTHONPATH", PYTHONPATH)
         forkserver.ensure_running()
 
 

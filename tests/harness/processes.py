@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from harness.files import ROOT
+from harness.files import PYTHONPATH
 from harness.forked import run_module
 from harness.runs import BASE, LONG
 
@@ -15,8 +15,8 @@ def environment() -> dict[str, str]:
     """Return the environment of a process that finds this checkout and its tests; one thread, as
     here.
     """
-    found = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    return os.environ | found | {"OMP_NUM_THREADS": "1"}  # others would round differently
+    # Another number of threads would round differently.
+    return os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
 
 
 ON_TWO = ["fit", *BASE, *LONG, "--config=configs/strategy/ddp.yaml", "--trainer.devices=2"]
