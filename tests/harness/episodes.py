@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -133,16 +134,22 @@ class Deadly(Talker):
     """
 
     begun = over = 0
+    one_at_a_time = threading.Lock()  # environments act in several threads
 
     def __init__(self, while_there: str, after: int, **talker: Any):
         super().__init__(**talker)
         self.while_there, self.after = Path(while_there), after
 
     def reset(self, seed: int | None = None, **row: Any) -> str:
-        Deadly.begun += 1
+        with Deadly.one_at_a_time:
+            Deadly.begun += 1
         return super().reset(seed, **row)
 
     def step(self, action: str) -> Step:
+        with Deadly.one_at_a_time:
+            return self._step(action)
+
+    def _step(self, action: str) -> Step:
         if Deadly.begun >= self.after and len(self.told) == 1 and self.while_there.exists():
             self.while_there.write_text(f"{Deadly.over} {Deadly.begun - Deadly.over}")
             os.kill(os.getpid(), signal.SIGKILL)
