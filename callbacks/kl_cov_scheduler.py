@@ -147,17 +147,21 @@ class KLCovScheduler(Described, Callback):
         self.schedules = {
             name: schedule for name, schedule in given.items() if schedule is not None
         }
+        self.given: dict[str, float] = {}  # the objective's own
         self.values: dict[str, float] = {}
         self.moves: dict[str, str] = {}
         self.rollouts, self.entropy = 0, None
 
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
         """Refuse an objective that has nothing to schedule."""
-        if (stage == "fit" or pl_module.fits_next) and not isinstance(pl_module.objective, KLCov):
+        if not (stage == "fit" or pl_module.fits_next):
+            return
+        if not isinstance(pl_module.objective, KLCov):
             raise ValueError(
                 "KLCovScheduler needs model.objective=KLCov, not"
                 f" {type(pl_module.objective).__name__}; set that, or remove the callback"
             )
+        self.given = {name: getattr(pl_module.objective, name) for name in self.schedules}
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: RLIFModule, batch: Any, batch_idx: int
@@ -178,6 +182,16 @@ class KLCovScheduler(Described, Callback):
             pl_module.log(f"kl_cov/{name}", value, batch_size=1)
         self.rollouts += 1
         self.entropy = float(trainer.callback_metrics["policy/entropy"])
+
+    def on_train_end(self, trainer: Trainer, pl_module: RLIFModule) -> None:
+        """Give the objective back its own values, for another run in the same process."""
+        pl_module.objective = replace(pl_module.objective, **self.given)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: RLIFModule, exception: BaseException
+    ) -> None:
+        """Give the objective back its own values, as at the end of training."""
+        self.on_train_end(trainer, pl_module)
 
     def _record_move(
         self, trainer: Trainer, pl_module: RLIFModule, name: str, old: float | None, new: float

@@ -19,7 +19,11 @@ PATTERN_SECONDS = 0.2
 
 # Between thousands: a comma, TeX's forms of it, TeX's thin space, and spaces that break no line.
 _COMMA = r"(?:,(?:\\!)?|\{,\}|\\,|[\u00a0\u2009\u202f])"
-_NUMBER = rf"(?:[0-9]{{1,3}}(?:{_COMMA}[0-9]{{3}})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+# A space parts thousands where a number could not begin: "1 000", "12 045 300", not "100 200".
+_SPACED = r"[1-9][0-9]{0,2}(?: [0-9]{3})*? 0[0-9]{2}(?: [0-9]{3})*(?![0-9])"
+_NUMBER = (
+    rf"(?:{_SPACED}|[0-9]{{1,3}}(?:{_COMMA}[0-9]{{3}})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+)
 _POWER = (
     r"(?:[eE][-+]?[0-9]{1,3}(?![0-9A-Za-z])"
     r"|\s?(?:x|\*|\\times|\\cdot|\u00d7)\s?10\^(?:\{-?[0-9]+\}|-?[0-9]+))?"
