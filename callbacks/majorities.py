@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
 
 import torch
 
-from rlif_lightning.answers.final_answers import answer_name
 from rlif_lightning.data.prompt_table import PromptColumn, PromptTable
 from rlif_lightning.processes.collectives import all_rank_sum
 from rlif_lightning.records import Rollout
+from rlif_lightning.rewards.flip_weight import NONE, WINDOW, majority_number
 from rlif_lightning.rewards.voting import majorities
 
-WINDOW = 5  # visits
-NONE = -1.0  # no visit, or no answer
 OWNER = "CollapseGuard"
 
 
 def majority_column(table: PromptTable) -> PromptColumn:
     """Return the guard's column: the last majority's checksum, and the last ratios, newest first.
 
-    A checksum stands for the answer, which may be long. Two answers share one rarely.
+    Both are as of ``rewards/flip_weight.py``.
     """
     return table.column("majorities", OWNER, 1 + WINDOW)
-
-
-def _number(answer: str, equivalence: str) -> float:
-    return float(zlib.crc32(answer_name(answer, equivalence).encode()))
 
 
 def majority_figures(
@@ -63,7 +56,7 @@ def majority_figures(
     visits: dict[int, tuple[float, ...]] = {}
     flips, returned, total = 0, 0, 0.0
     for row, past, (answer, votes) in zip(rows, before.tolist(), now, strict=True):
-        name = NONE if answer is None else _number(answer, equivalence)
+        name = majority_number(answer, equivalence)
         was_here = past[1] != NONE
         returned += was_here
         flips += was_here and past[0] != name

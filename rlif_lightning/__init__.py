@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
     from rlif_lightning.learning.distil import DistIL
     from rlif_lightning.learning.dynamic_sampling import DynamicSampling
+    from rlif_lightning.learning.entropy_minimisation import EntropyMinimisation
     from rlif_lightning.learning.feedback import FeedbackWriter
     from rlif_lightning.learning.loss_inputs import LossInputs
     from rlif_lightning.learning.muon import MuonAdamW
@@ -87,6 +88,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.entity_rubric import EntityRubric
     from rlif_lightning.rewards.environment import EnvironmentReward
     from rlif_lightning.rewards.evidence import Evidence, EvidenceColumn, EvidenceRule
+    from rlif_lightning.rewards.flip_weight import FlipWeight
     from rlif_lightning.rewards.function import RewardFunction
     from rlif_lightning.rewards.gate import Gate
     from rlif_lightning.rewards.graded_answer import GradedAnswer, ShortAnswerPenalty
@@ -100,6 +102,8 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.reuse import ReuseRL
     from rlif_lightning.rewards.reward_model import RewardModel
     from rlif_lightning.rewards.rubric import Rubric
+    from rlif_lightning.rewards.scrl import SCRL
+    from rlif_lightning.rewards.train_first import TrainFirst
     from rlif_lightning.rewards.vote_band import VoteBand
     from rlif_lightning.rewards.voting import ClusterVote
     from rlif_lightning.rollout.engine import RolloutEngine
@@ -158,8 +162,10 @@ _MODULES = {
     "EnvironmentSettings": "data.environment_settings",
     "Episode": "environments.base",
     "EntityRubric": "rewards.entity_rubric",
+    "EntropyMinimisation": "learning.entropy_minimisation",
     "Evaluation": "evaluation.evaluator",
     "FeedbackWriter": "learning.feedback",
+    "FlipWeight": "rewards.flip_weight",
     "Format": "rewards.controls",
     "Gate": "rewards.gate",
     "GDPO": "learning.advantages",
@@ -226,6 +232,7 @@ _MODULES = {
     "SAPO": "learning.ratio_objectives",
     "ScoreParser": "judges.parsing",
     "Scored": "rewards.criteria",
+    "SCRL": "rewards.scrl",
     "SelfCertainty": "rewards.internal",
     "ShardedStrategy": "running.strategies",
     "SimilarityJudgeHead": "rewards.pairwise",
@@ -240,6 +247,7 @@ _MODULES = {
     "Step": "environments.base",
     "TensorParallelStrategy": "running.strategies",
     "TokenStats": "records",
+    "TrainFirst": "rewards.train_first",
     "TrainingProblems": "data.training_problems",
     "Turn": "environments.base",
     "UpdatePlan": "learning.update",

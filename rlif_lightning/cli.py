@@ -27,6 +27,7 @@ import rlif_lightning.environments.pool
 import rlif_lightning.environments.problems
 import rlif_lightning.learning.baselines
 import rlif_lightning.learning.distil
+import rlif_lightning.learning.entropy_minimisation
 import rlif_lightning.learning.ratio_objectives
 import rlif_lightning.learning.supervised
 import rlif_lightning.rewards

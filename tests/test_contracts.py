@@ -74,6 +74,7 @@ HEADS = {
     "DropTruncated": rewards.DropTruncated,
     "EntityRubric": lambda: rewards.EntityRubric(rewards.GoldAnswer()),
     "EnvironmentReward": rewards.EnvironmentReward,
+    "FlipWeight": lambda: rewards.FlipWeight(rewards.ClusterVote()),
     "Format": lambda: rewards.Format("[0-9]"),
     "GoldAnswer": rewards.GoldAnswer,
     "GradedAnswer": rewards.GradedAnswer,
@@ -101,6 +102,7 @@ HEADS = {
             "short": rewards.WeightedCriterion(rewards.Scored(rewards.Length(), 3), -1.0),
         }
     ),
+    "SCRL": rewards.SCRL,
     "SelfCertainty": rewards.SelfCertainty,
     "ShortAnswerPenalty": rewards.ShortAnswerPenalty,
     "SimilarityJudgeHead": lambda: rewards.SimilarityJudgeHead(
@@ -108,6 +110,7 @@ HEADS = {
     ),
     "StepRubricJudgeHead": lambda: rewards.StepRubricJudgeHead(RuleJudge(reference_numbers)),
     "TargetLogprob": target_logprob,
+    "TrainFirst": lambda: rewards.TrainFirst(2),
     "VoteBand": rewards.VoteBand,
 }
 ADVANTAGES = [
@@ -197,7 +200,7 @@ class TestRewardHeads:
         ].scores
         assert scores.shape == (len(TEXTS),)
         assert scores.dtype == torch.float32
-        assert bool(scores.isfinite().all()) == (name not in ("DropTruncated", "VoteBand"))
+        assert bool(scores.isfinite().all()) == HEADS[name]().gives_scores
         assert not scores.requires_grad
 
     def test_permuting_the_groups_permutes_the_scores(self, name):
@@ -231,7 +234,13 @@ def said(problems: list[int]) -> dict[str, tuple[list[float], dict[str, float]]]
 
 
 # Of a process's own groups: all processes have as many, and a run averages over processes.
-MEANS_OF_GROUPS = {"code/solved", "rollout/parseable", "vote/largest_cluster"}
+MEANS_OF_GROUPS = {
+    "code/solved",
+    "rollout/parseable",
+    "vote/largest_cluster",
+    "vote/negative",
+    "vote/positive",
+}
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")

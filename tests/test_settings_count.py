@@ -52,6 +52,12 @@ SHARED = {
     ),
     "curricula": ("docs/all-of-rlif-lightning.md", 4, {"Curriculum", "LearnableFirst"}),
     "streams": ("docs/all-of-rlif-lightning.md", 3, {"Streamed", "GivenStream"}),
+    # Rewards and losses of other label-free methods, each with its paper's values in an overlay.
+    "label-free methods": (
+        "docs/label-free.md",
+        10,
+        {"SCRL", "FlipWeight", "TrainFirst", "Reduces", "EntropyMinimisation"},
+    ),
     "the hub": ("callbacks/README.md", 2, {"HubExporter"}),
     "judges": (
         "docs/judges.md",

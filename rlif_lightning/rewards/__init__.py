@@ -22,6 +22,7 @@ from rlif_lightning.rewards.criteria import (
 from rlif_lightning.rewards.entity_rubric import EntityRubric
 from rlif_lightning.rewards.environment import EnvironmentReward
 from rlif_lightning.rewards.evidence import Evidence, EvidenceColumn, EvidenceRule
+from rlif_lightning.rewards.flip_weight import FlipWeight
 from rlif_lightning.rewards.function import RewardFunction
 from rlif_lightning.rewards.gate import Gate
 from rlif_lightning.rewards.graded_answer import GradedAnswer, ShortAnswerPenalty
@@ -36,10 +37,13 @@ from rlif_lightning.rewards.reuse import ReuseRL
 from rlif_lightning.rewards.reward_model import RewardModel
 from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.rewards.rubric import Rubric
+from rlif_lightning.rewards.scrl import SCRL
+from rlif_lightning.rewards.train_first import TrainFirst
 from rlif_lightning.rewards.vote_band import VoteBand
 from rlif_lightning.rewards.voting import ClusterVote
 
 __all__ = [
+    "SCRL",
     "BehaviourVote",
     "CheckerReward",
     "ClaimExtractor",
@@ -56,6 +60,7 @@ __all__ = [
     "Evidence",
     "EvidenceColumn",
     "EvidenceRule",
+    "FlipWeight",
     "Format",
     "Gate",
     "GoldAnswer",
@@ -86,6 +91,7 @@ __all__ = [
     "SimilarityJudgeHead",
     "StepRubricJudgeHead",
     "TargetLogprob",
+    "TrainFirst",
     "VoteBand",
     "WeightedCriterion",
     "WeightedReward",

@@ -35,6 +35,7 @@ class RewardHead(Described, nn.Module, ABC):
         gives_scores: whether the head can give scores; False for one that only takes completions
             out.
         gives_steps: whether its output has scores of steps, which ``StepDelta`` reads.
+        weighs_groups: whether its output has weights of groups.
         reads_one_text: whether it would misread a completion of several turns, so that it is
             refused beside an environment.
         scalable: names of the head's numbers that a callback may change during a run.
@@ -45,6 +46,7 @@ class RewardHead(Described, nn.Module, ABC):
     gold_columns: Sequence[str] = ()
     gives_scores: bool = True
     gives_steps: bool = False
+    weighs_groups: bool = False
     reads_one_text: bool = False
     scalable: Sequence[str] = ()
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers
 from rlif_lightning.masked import mean_over_completion
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
 
 DIRECTIONS = ("uniform_to_model", "model_to_uniform")
+REDUCTIONS = ("mean", "sum")
 ENTROPY_FLOOR = 10.0  # nats, of a completion without an answer at least
 
 
@@ -34,26 +37,60 @@ class SelfCertainty(RewardHead):
         return RewardOutput(mean_over_completion(tokens, rollout.mask))
 
 
-class MeanLogprob(RewardHead):
-    """Mean log-probability (nats) of a completion's tokens under the policy that sampled them."""
+class Reduces:
+    """What heads share that make one number of a completion's tokens.
+
+    Args:
+        reduce: mean | sum: over a completion's tokens. EM-RL (https://arxiv.org/abs/2505.15134)
+            takes the sum, which punishes length.
+
+    Raises:
+        ValueError: another name.
+    """
+
+    def __init__(self, reduce: str = "mean"):
+        if reduce not in REDUCTIONS:
+            raise ValueError(f"reduce={reduce!r} is unknown; use one of {', '.join(REDUCTIONS)}")
+        self.reduce = reduce
+
+    def reduced(self, mean: Tensor, rollout: Rollout) -> Tensor:
+        """Return ``[B]`` means over tokens, or what they sum to."""
+        return mean if self.reduce == "mean" else mean * rollout.lengths
+
+
+class MeanLogprob(Reduces, RewardHead):
+    """Mean log-probability (nats) of a completion's tokens under the policy that sampled them.
+
+    Args:
+        reduce: mean | sum: over a completion's tokens; EM-RL's sequence reward is the sum.
+    """
+
+    def __init__(self, reduce: str = "mean"):
+        RewardHead.__init__(self)
+        Reduces.__init__(self, reduce)
 
     def forward(self, rollout: Rollout) -> RewardOutput:
-        return RewardOutput(mean_over_completion(rollout.stats.logprobs, rollout.mask))
+        mean = mean_over_completion(rollout.stats.logprobs, rollout.mask)
+        return RewardOutput(self.reduced(mean, rollout))
 
 
-class NegativeEntropy(FindsAnswers, RewardHead):
+class NegativeEntropy(Reduces, FindsAnswers, RewardHead):
     """Minus the mean token entropy (RENT, https://arxiv.org/abs/2505.22660).
 
     Args:
         extractor: finds the final answer; the entropy of a completion without one is taken as at
-            least 10 nats.
+            least 10 nats a token.
+        reduce: mean | sum: over a completion's tokens; EM-RL's token reward is the sum, without a
+            floor (``extractor: {kind: text}`` finds an answer everywhere).
     """
 
-    def __init__(self, extractor: AnswerExtractor = AnswerExtractor()):
+    def __init__(self, extractor: AnswerExtractor = AnswerExtractor(), reduce: str = "mean"):
         RewardHead.__init__(self)
         FindsAnswers.__init__(self, extractor)
+        Reduces.__init__(self, reduce)
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         entropy = mean_over_completion(rollout.stats.entropy, rollout.mask)
         missing = rollout.mask.new_tensor([self.extractor(text) is None for text in rollout.texts])
-        return RewardOutput(-entropy.where(~missing, entropy.clamp(min=ENTROPY_FLOOR)))
+        entropy = entropy.where(~missing, entropy.clamp(min=ENTROPY_FLOOR))
+        return RewardOutput(-self.reduced(entropy, rollout))

@@ -155,6 +155,7 @@ def _check_objective(module: Any, data: PromptData | None) -> None:
     if module.objective.needs_rewards:
         _check_scores(module.rewards.settings)
         _check_steps(module.advantage, module.rewards.settings)
+        _check_group_weights(module.advantage, module.rewards.settings)
     if module.answer_tokens is not None:
         module.answer_tokens.check(module.objective)
 
@@ -221,6 +222,21 @@ def _check_steps(advantage: Any, rewards: dict[str, WeightedReward]) -> None:
                 f"rewards.{name}.length=neutral changes the scores of completions, and"
                 " model.advantage=StepDelta reads those of steps: set length=keep"
             )
+
+
+def _check_group_weights(advantage: Any, rewards: dict[str, WeightedReward]) -> None:
+    """Refuse weights of groups that the estimator would take out again."""
+    counted = {name: each for name, each in rewards.items() if each.weight}
+    if len(counted) != 1 or not advantage.undoes_group_weights:
+        return
+    [(name, reward)] = counted.items()
+    if reward.head.weighs_groups or reward.spread_floor:
+        part = "spread_floor" if reward.spread_floor else f"head={type(reward.head).__name__}"
+        raise ValueError(
+            f"rewards.{name}.{part} weighs groups, and model.advantage={type(advantage).__name__}"
+            " divides by the spread of what was weighed, so that nothing would be left of it; use"
+            " model.advantage=GDPO"
+        )
 
 
 def _check_look_ahead(module: Any) -> None:

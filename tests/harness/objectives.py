@@ -21,6 +21,7 @@ from rlif_lightning import (
     ReferenceKL,
     Supervised,
 )
+from rlif_lightning.learning.entropy_minimisation import EntropyMinimisation
 from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.model.token_stats import TeacherLogprobs
@@ -42,6 +43,7 @@ OBJECTIVES = [
     DistIL(divergence="jsd", scale="remaining", max_ratio=1.1),
     DPPO(divergence="kl", clip_low=0.01, clip_high=0.02),
     Supervised(),
+    EntropyMinimisation(reference_kl=ReferenceKL(0.1)),
 ]
 
 
