@@ -131,8 +131,8 @@ def is_public(cls: type) -> bool:
 
 
 def subclasses(cls: type) -> Iterator[type]:
-    """All public subclasses, each behind its parent."""
-    for child in cls.__subclasses__():
+    """All public subclasses by name, each behind its parent, whatever was imported first."""
+    for child in sorted(cls.__subclasses__(), key=lambda each: each.__name__):
         if is_public(child):
             yield child
         yield from subclasses(child)

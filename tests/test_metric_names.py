@@ -111,6 +111,7 @@ HEADS = {
             "MeanLogprob",
             "NegativeEntropy",
             "Random",
+            "SCRL",
             "SelfCertainty",
             "ShortAnswerPenalty",
             "VoteBand",
@@ -123,6 +124,10 @@ def middling(request: Request) -> str:
     return "Score: 3"
 
 
+FLIPPING = {
+    "class_path": "FlipWeight",
+    "init_args": {"head": {"class_path": "ClusterVote"}},
+}
 ACTING_HEADS = {"game": "EnvironmentReward", "reuse": "ReuseRL"}
 
 
@@ -193,6 +198,7 @@ def everything(tmp_path_factory) -> Path:
     with judge_server() as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_PROXY", "127.0.0.1")
         heads = {"rubric": {"head": head}, "paid": {"head": paid(server.url)}}
+        heads["flipping"] = {"head": FLIPPING}
         pow3r = f"--model.rewards={json.dumps(heads)}"
         fit(folder / "pow3r", pow3r, *twice, "--trainer.limit_val_batches=0")
     heads = json.dumps({name: {"head": head} for name, head in ACTING_HEADS.items()})
@@ -227,7 +233,8 @@ def test_the_run_has_every_head_and_callback():
     used = {head if isinstance(head, str) else head["class_path"] for head in HEADS.values()}
     used |= {*ACTING_HEADS.values()}
     # They log nothing of their own: a function logs what its writer names.
-    silent = {"OfflineVote", "RewardFunction", "RewardModel"}
+    silent = {"OfflineVote", "RewardFunction", "RewardModel", "TrainFirst"}
+    used.add(FLIPPING["class_path"])
     assert used == heads - {"RewardHead"} - silent
 
 
@@ -304,6 +311,7 @@ NOT_DRAWN = {
         "reward/<head>/<figure>",
         "reward/<head>/first_mean",
         "vote/undecided",
+        "vote/flip_weight",
         "code/solved",
         "time/judge",
         "criterion/<criterion>",

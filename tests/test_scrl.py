@@ -36,10 +36,11 @@ def test_binary_scores_by_hand(settings, expected):
     output = scored(ANSWERS, ENTROPIES, **dict(zip(names, settings, strict=True)))
     assert output.scores.tolist() == expected
     assert output.answers == ["3", "3", "3", "5", "5", "7", None, "9"]
-    assert output.log == {
-        "vote/positive": float(expected[0] == 1),
-        "vote/negative": (expected.count(-1) - 1) / 8,
-    }
+    assert output.log["vote/positive"] == float(expected[0] == 1)
+    assert output.log["vote/negative"] == (expected.count(-1) - 1) / 8
+    assert output.log["vote/largest_cluster"] == 3 / 8
+    assert output.log["vote/distinct_answers"] == 4
+    assert output.log["rollout/parseable"] == 7 / 8
 
 
 def test_continuous_scores_by_hand():
@@ -62,7 +63,7 @@ def test_a_lone_answer_needs_no_margin_and_equal_answers_have_none():
     assert equal.scores.tolist() == [0, 0, 0, 0]
     nothing = scored(["no"] * 4, [0.1] * 4, 4)
     assert nothing.scores.tolist() == [-1] * 4
-    assert nothing.log == {"vote/positive": 0.0, "vote/negative": 0.0}
+    assert (nothing.log["vote/positive"], nothing.log["vote/negative"]) == (0, 0)
 
 
 def test_a_margin_that_no_float_holds_is_not_exceeded_by_itself():

@@ -55,7 +55,7 @@ SHARED = {
     # Rewards and losses of other label-free methods, each with its paper's values in an overlay.
     "label-free methods": (
         "docs/label-free.md",
-        10,
+        11,
         {"SCRL", "FlipWeight", "TrainFirst", "Reduces", "EntropyMinimisation"},
     ),
     "the hub": ("callbacks/README.md", 2, {"HubExporter"}),

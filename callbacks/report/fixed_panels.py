@@ -17,6 +17,8 @@ FIXED = (
             Series("vote/unanimous", "groups of one answer"),
             Series("vote/top_answer", "one answer, over all prompts"),
             Series("vote/kept", "groups that VoteBand keeps"),
+            Series("vote/positive", "groups with a positive answer (SCRL)"),
+            Series("vote/negative", "completions with a negative answer (SCRL)"),
         ),
         is_share=True,
     ),
@@ -29,6 +31,7 @@ FIXED = (
         " answer; few at a rising ratio, that it hardens, right or wrong.",
         (
             Series("vote/flip_rate", "problems with another majority than before"),
+            Series("vote/flips", "the same, a first visit as none (FlipWeight)"),
             Series("vote/majority_ratio", "largest answer, last 5 visits"),
         ),
         is_share=True,

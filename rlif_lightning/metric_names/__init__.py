@@ -13,6 +13,7 @@ from rlif_lightning.metric_names.acting import ACTING
 from rlif_lightning.metric_names.checking import CHECKING
 from rlif_lightning.metric_names.systems import SYSTEMS
 from rlif_lightning.metric_names.training import TRAINING
+from rlif_lightning.metric_names.voting import VOTING
 from rlif_lightning.metric_names.watching import WATCHING
 
 # What a <...> in a name stands for. Evaluations log each figure with the two ends of its interval.
@@ -27,7 +28,7 @@ PLACEHOLDERS = {
     r"|turing|vote)/\w+",
 }
 VALIDATION = ("val/", "val_low/", "val_high/")
-LOGGED = {**TRAINING, **ACTING, **CHECKING, **SYSTEMS, **WATCHING}
+LOGGED = {**TRAINING, **VOTING, **ACTING, **CHECKING, **SYSTEMS, **WATCHING}
 
 
 def entry_of(name: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SYMPTOMS = "callbacks/symptoms.py"
+ALL_GROUPS = "mean over the groups of all ranks"
 SAME = "one number, the same on all ranks"
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from rlif_lightning.metric_names.entries import SAME, SYMPTOMS, Logged
+from rlif_lightning.metric_names.entries import ALL_GROUPS, SAME, SYMPTOMS, Logged
 
+_VOTES = "rlif_lightning/rewards/voting.py"
 _SCORES = "rlif_lightning/learning/rollout_advantages.py"
 _JUDGES = "rlif_lightning/judges/asking.py"
-_VOTES = "rlif_lightning/rewards/voting.py"
-_MAJORITIES = "callbacks/majorities.py"
 _ANSWER_TOKENS = "rlif_lightning/learning/answer_tokens.py"
 _RUBRIC = "rlif_lightning/rewards/rubric.py"
 _UPDATES = "rlif_lightning/learning/update_metrics.py"
@@ -21,7 +20,6 @@ _SCORED = "all scores of all ranks but NaN; NaN without any"
 _STD = "standard deviation, ddof 1"
 _ALL_COMPLETIONS = "mean over the completions of all ranks"
 _ALL_QUESTIONS = "mean over the questions of all ranks"
-_ALL_GROUPS = "mean over the groups of all ranks"
 _JUDGED_GROUPS = "mean over groups and criteria with a verdict, all ranks"
 _ALL_TOKENS = "mean over the rollout's tokens of all ranks; NaN without any"
 _TRAINED = "mean over the rollout's own tokens trained on in all its updates, all ranks"
@@ -63,7 +61,7 @@ TRAINING = {
     "reward/<head>/first_mean": Logged(
         "score", "A head's score in the first draws, all groups.", f"mean over {_SCORED}", _DYNAMIC
     ),
-    "dynamic/signal": Logged("share", "First draws with signal.", _ALL_GROUPS, _DYNAMIC),
+    "dynamic/signal": Logged("share", "First draws with signal.", ALL_GROUPS, _DYNAMIC),
     "dynamic/extra_groups": Logged("groups", "Groups of further draws.", _ALL_RANKS, _DYNAMIC),
     "dynamic/empty_places": Logged("groups", "Places without signal.", _ALL_RANKS, _DYNAMIC),
     "dynamic/discarded_tokens": Logged(
@@ -83,33 +81,6 @@ TRAINING = {
         "Tokens that are part of a located answer.",
         "sums over the tokens of all ranks",
         _ANSWER_TOKENS,
-    ),
-    "vote/largest_cluster": Logged(
-        "share",
-        "Largest cluster's share of a group's answers; 0 in groups with too few for a vote.",
-        _ALL_GROUPS,
-        _VOTES,
-    ),
-    "vote/unanimous": Logged(
-        "share", "Groups whose answers are all equivalent.", _ALL_GROUPS, _VOTES
-    ),
-    "vote/distinct_answers": Logged(
-        "answers",
-        "Different answers in the whole batch, units left out.",
-        "count over all ranks together",
-        _VOTES,
-    ),
-    "vote/undecided": Logged(
-        "share",
-        "Groups with answers that count as different because the time to compare them ran out.",
-        _ALL_GROUPS,
-        _VOTES,
-    ),
-    "vote/top_answer": Logged(
-        "share",
-        "Completions of all prompts that give the batch's most frequent answer (CollapseGuard).",
-        "counts over all ranks together",
-        SYMPTOMS,
     ),
     "judge/questions": Logged("questions", "Completions asked about.", _ALL_RANKS, _JUDGES),
     "judge/calls": Logged(
@@ -136,25 +107,6 @@ TRAINING = {
     ),
     "judge/prompt_tokens": Logged("tokens", "Tokens of questions.", _ALL_RANKS, _JUDGES),
     "judge/completion_tokens": Logged("tokens", "Tokens of replies.", _ALL_RANKS, _JUDGES),
-    "vote/flip_rate": Logged(
-        "share",
-        "Problems whose majority is another than at their last visit (CollapseGuard).",
-        "those visited before, all ranks; NaN without any",
-        _MAJORITIES,
-    ),
-    "vote/majority_ratio": Logged(
-        "share",
-        "Largest cluster's share of a problem's completions, over its last 5 visits"
-        " (CollapseGuard).",
-        "mean over the problems of all ranks",
-        _MAJORITIES,
-    ),
-    "vote/kept": Logged(
-        "share",
-        "Groups that `VoteBand` keeps in the update.",
-        _ALL_GROUPS,
-        "rlif_lightning/rewards/vote_band.py",
-    ),
     "code/solved": Logged(
         "share",
         "Completions whose code passes all tests of its problem (CodeTests).",

@@ -12,12 +12,12 @@ from statistics import fmean
 
 import torch
 
-from rlif_lightning.answers.clusters import ComparesAnswers
+from rlif_lightning.answers.clusters import ComparesAnswers, answer_name
 from rlif_lightning.answers.extraction import AnswerExtractor
 from rlif_lightning.masked import mean_over_completion
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
-from rlif_lightning.rewards.voting import group_clusters
+from rlif_lightning.rewards.voting import cluster_metrics, group_clusters
 
 SCORES = ("binary", "continuous")
 _ROUNDING = 1e-6  # of float32 entropies (nats), and of a share times the group's size
@@ -85,8 +85,8 @@ class SCRL(ComparesAnswers, RewardHead):
     positive answer (the released code pays ``p``), ``p - negative_share`` for negative ones, else
     0, all minus ``entropy_weight * h``; without an answer -1.
 
-    Logs ``vote/positive`` (groups with a positive answer) and ``vote/negative`` (completions whose
-    answer is negative).
+    Logs what ``ClusterVote`` logs, with shares of the whole group, ``vote/positive`` (groups with a
+    positive answer) and ``vote/negative`` (completions whose answer is negative).
 
     Args:
         scores: binary | continuous.
@@ -133,7 +133,7 @@ class SCRL(ComparesAnswers, RewardHead):
     def forward(self, rollout: Rollout) -> RewardOutput:
         """Score all ``[B]`` completions, float32, on the rollout's device."""
         answers, size = [self.extractor(text) for text in rollout.texts], rollout.group_size
-        clusters, _ = group_clusters(answers, size, self.equivalence)
+        clusters, undecided = group_clusters(answers, size, self.equivalence)
         entropies = mean_over_completion(rollout.stats.entropy, rollout.mask).view(-1, size)
         groups = [
             judged(ids, own, self.limits)
@@ -143,7 +143,9 @@ class SCRL(ComparesAnswers, RewardHead):
             self.score(group, i) for group, ids in zip(groups, clusters, strict=True) for i in ids
         ]
         negative = sum(group.shares[i] for group in groups for i in group.negative)
+        names = [None if a is None else answer_name(a, self.equivalence) for a in answers]
         log = {
+            **cluster_metrics(names, clusters, undecided, size, "group", 1),
             "vote/positive": sum(group.positive is not None for group in groups) / len(groups),
             "vote/negative": negative / len(groups),
         }

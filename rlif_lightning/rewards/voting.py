@@ -122,10 +122,10 @@ def vote_metrics(
     check_vote_settings("soft", denominator, min_parseable, None)
     clusters, undecided = group_clusters(answers, group_size, "exact")
     names = [None if answer is None else answer_name(answer) for answer in answers]
-    return _metrics(names, clusters, undecided, group_size, denominator, min_parseable)
+    return cluster_metrics(names, clusters, undecided, group_size, denominator, min_parseable)
 
 
-def _metrics(
+def cluster_metrics(
     names: Sequence[str | None],
     clusters: Sequence[list[int | None]],
     undecided: int,
@@ -241,7 +241,9 @@ class ClusterVote(ComparesAnswers, VoteHead):
             boxed = torch.tensor([has_box(text) for text in rollout.texts])
             scores = scores + self.format_weight * boxed
         names = [None if a is None else answer_name(a, self.equivalence) for a in answers]
-        log = _metrics(names, clusters, undecided, group_size, self.denominator, self.min_parseable)
+        log = cluster_metrics(
+            names, clusters, undecided, group_size, self.denominator, self.min_parseable
+        )
         return RewardOutput(scores.to(rollout.mask.device), log=log, answers=answers)
 
 
