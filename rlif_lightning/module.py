@@ -205,9 +205,10 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         """
         optimizer = only_optimizer(self.trainer.optimizers)
         switch_weights(optimizer, trains=True)
-        made = self._rollout_and_updates(prompts)
-        switch_weights(optimizer, trains=False)
-        return made
+        try:
+            return self._rollout_and_updates(prompts)
+        finally:  # a notebook goes on with this policy
+            switch_weights(optimizer, trains=False)
 
     def _rollout_and_updates(self, prompts: Prompts) -> dict[str, Any]:
         number, started = int(self.num_rollouts), time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from torch import nn
 from torch.nn import Parameter
 
 from callbacks.steering import Snapshots
+from harness.python_runs import data_of, module
 from harness.runs import BASE, LONG, assert_same, parameters
 from rlif_lightning import MuonAdamW, RLIFTrainer, cli
 from rlif_lightning.learning.muon import mark_embeddings
 from rlif_lightning.learning.optimizer import LearningRateSchedule, check_optimizer
+from rlif_lightning.records import RewardOutput, Rollout
+from rlif_lightning.rewards import Length, WeightedReward
 
 SCHEDULE_FREE = "stand_in_schedule_free.ScheduleFreeSGD"
 STAND_IN = '''
@@ -125,6 +129,31 @@ def test_a_schedule_free_run_shows_the_weights_that_are_used(tmp_path):
     assert any(not torch.equal(value, used[key]) for key, value in parameters(found).items())
 
 
+class BreaksLater(Length):
+    """Raises in the second rollout."""
+
+    rollouts = 0
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        self.rollouts += 1
+        if self.rollouts == 2:
+            raise RuntimeError("out of order")
+        return super().forward(rollout)
+
+
+def test_after_an_exception_it_holds_the_weights_that_are_used(tmp_path):
+    """As a notebook goes on with them."""
+    scope: dict[str, Any] = {}
+    exec(STAND_IN, scope)
+    rewards = {"length": WeightedReward(BreaksLater())}
+    broken = module(rewards=rewards, optimizer=partial(scope["ScheduleFreeSGD"], lr=0.5))
+    trainer = RLIFTrainer(default_root_dir=tmp_path, **{**QUIET, "max_steps": 6})
+    with pytest.raises(RuntimeError, match="out of order"):
+        trainer.fit(broken, data_of())
+    [group] = trainer.optimizers[0].param_groups
+    assert (group["k"], group["train_mode"]) == (2, False)
+
+
 @pytest.mark.slow
 def test_a_rollback_takes_the_counters_in_groups_from_the_snapshot(tmp_path):
     """The mean of the iterates would go on with the weight of one that has been dropped."""
@@ -217,7 +246,7 @@ QUIET = {
 
 def configured(returns: Any, folder: Path, kind: type = RLIFTrainer) -> Any:
     """The trainer of a run whose module has a ``configure_optimizers`` of its own."""
-    from harness.python_runs import ROWS, data_of
+    from harness.python_runs import ROWS
     from rlif_lightning import ClusterVote, RLIFModule, Sampling, UpdatePlan
 
     class Own(RLIFModule):
