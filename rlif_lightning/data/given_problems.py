@@ -72,7 +72,7 @@ def as_source(given: Any) -> ProblemSource:
     if isinstance(given, ProblemSource):
         return given
     if isinstance(given, (str, Path)):
-        return _named(Path(given))
+        return _named(Path(given).expanduser())
     if _is_stream(given):
         return Streamed(given)
     if isinstance(given, Mapping):

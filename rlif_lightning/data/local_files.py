@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,11 +75,18 @@ def _with_texts_for_dates(dataset: Dataset, paths: Sequence[Path]) -> Dataset:
     return dataset
 
 
+def at_home(path: str | Path) -> str:
+    """Return a path as a text, with the home folder for a ``~`` at its beginning."""
+    return os.path.expanduser(str(path))
+
+
 def as_texts(paths: Any) -> str | list[str] | None:
-    """Return one path or several as texts: in Python they may be objects."""
-    if paths is None or isinstance(paths, str):
-        return paths
-    return str(paths) if isinstance(paths, Path) else [str(path) for path in paths]
+    """Return one path or several as texts (:func:`at_home`); in Python they may be objects."""
+    if paths is None:
+        return None
+    if isinstance(paths, (str, Path)):
+        return at_home(paths)
+    return [at_home(path) for path in paths]
 
 
 def is_saved(folder: Path) -> bool:

@@ -17,6 +17,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import random
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -198,7 +199,7 @@ def _mean(values: Sequence[float]) -> float:
 def _tokens(name: str) -> Callable[[str], int]:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(name))
     return lambda text: len(tokenizer(text, add_special_tokens=False).input_ids)
 
 

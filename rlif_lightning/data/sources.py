@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.generated_text import reasoning_gym_task, split_of, value_of
-from rlif_lightning.data.local_files import as_texts, is_saved, open_files, open_saved
+from rlif_lightning.data.local_files import as_texts, at_home, is_saved, open_files, open_saved
 
 if TYPE_CHECKING:
     import numpy as np
@@ -181,7 +181,7 @@ class HubDataset(ProblemSource):
         validation_split: str = "test",
         revision: str | None = None,
     ) -> None:
-        self.name, self.subset, self.revision = str(name), subset, revision
+        self.name, self.subset, self.revision = at_home(name), subset, revision
         self.splits = {"train": train_split, "validation": validation_split}
 
     def load(self, split: Split) -> Dataset:

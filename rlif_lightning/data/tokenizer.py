@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,11 @@ MAX_CHARACTERS = 2**20  # of a prompt
 
 
 def resolve_model(name: str) -> str:
-    """Return the folder of an embedded model, or the name itself (a hub name or folder)."""
-    return str(EMBEDDED_MODELS.get(name, name))
+    """Return the folder of an embedded model, or the name itself (a hub name or folder).
+
+    A ``~`` at its beginning is the home folder: a YAML file has no shell.
+    """
+    return str(EMBEDDED_MODELS.get(name, os.path.expanduser(name)))
 
 
 def load_tokenizer(

@@ -70,7 +70,7 @@ def load(place: str, module_class: Any) -> Any:
     Raises:
         ValueError: a folder without a checkpoint and without a model.
     """
-    path = Path(place)
+    path = Path(place).expanduser()
     if path.is_file():
         return _policy_of(path, module_class)
     models = ("config.json", "adapter_config.json")

@@ -81,7 +81,8 @@ class PolicyUse(LightningModule):
         """
         self.configure_model()
         assert self.policy is not None
-        policy, path, weights = self.policy, Path(folder), whole_state_dict(self.policy)
+        policy, path = self.policy, Path(folder).expanduser()
+        weights = whole_state_dict(self.policy)
 
         def write() -> None:
             if not is_first_process():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from rlif_lightning.data.tokenizer import load_tokenizer
+from rlif_lightning.data.tokenizer import load_tokenizer, resolve_model
 from rlif_lightning.model.loading import refuse_other_weights
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -79,7 +79,7 @@ class HoldsClassifier:
     def _load(self) -> Any:
         try:
             loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-                self.name,
+                resolve_model(self.name),
                 dtype=getattr(torch, self.dtype),
                 revision=self.revision or "main",
                 use_safetensors=True,  # pickled weights could run code

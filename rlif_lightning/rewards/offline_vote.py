@@ -113,7 +113,7 @@ def predicted(place: str) -> list[dict[str, Any]]:
         ValueError: there is nothing of it, or a part, or something else, such as what a training
             run wrote.
     """
-    path = Path(place)
+    path = Path(place).expanduser()
     files = [path] if path.is_file() else sorted(path.glob("completions-*"))
     kinds = {file.suffix.removeprefix(".") for file in files}
     if len(kinds) != 1 or not kinds <= set(_FORMATS):

@@ -32,7 +32,7 @@ def resolve_checkpoint(
     elif wanted == "best":
         found = find_best(root)
     else:
-        return _named(Path(wanted), root, expected)
+        return _named(Path(wanted).expanduser(), root, expected)
     chosen = _first_good(found, wanted, expected)
     if chosen is None and wanted != "auto":
         raise ValueError(

@@ -39,7 +39,7 @@ def checked_fork(
     Raises:
         ValueError: it cannot be used, or the run goes on from a checkpoint and has weights already.
     """
-    source = None if fork_from is None else Path(fork_from)
+    source = None if fork_from is None else Path(fork_from).expanduser()
     if source is not None and ckpt_path is not None:
         raise ValueError(
             f"fork_from={source}, ckpt_path={ckpt_path}: a run that goes on has weights already;"
