@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -155,6 +156,7 @@ def _check_objective(module: Any, data: PromptData | None) -> None:
     if module.objective.needs_rewards:
         _check_scores(module.rewards.settings)
         _check_steps(module.advantage, module.rewards.settings)
+        check_spread_floors(module.advantage, module.rewards.settings)
     if module.answer_tokens is not None:
         module.answer_tokens.check(module.objective)
 
@@ -221,6 +223,30 @@ def _check_steps(advantage: Any, rewards: dict[str, WeightedReward]) -> None:
                 f"rewards.{name}.length=neutral changes the scores of completions, and"
                 " model.advantage=StepDelta reads those of steps: set length=keep"
             )
+
+
+def check_spread_floors(advantage: Any, rewards: Mapping[str, WeightedReward]) -> None:
+    """Refuse the floor of a reward whose weight in a group the estimator divides out again.
+
+    GRPO does so where no other reward is in the sum that it normalises (a collective).
+
+    Raises:
+        ValueError: names the reward and the remedy.
+    """
+    counted = {name: each for name, each in rewards.items() if each.weight}
+    counted = {name: each for name, each in counted.items() if each.head.gives_scores}
+    if len(counted) != 1 or not any(each.spread_floor for each in counted.values()):
+        return
+    [(name, reward)] = counted.items()
+    alike = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])  # two groups, of which one weighs half
+    parts = advantage.parts(alike, torch.tensor([[1.0, 0.5]]), torch.ones(2, 2))
+    if float(parts[0, 1].abs().sum()) > 0.9 * float(parts[0, 0].abs().sum()):
+        raise ValueError(
+            f"rewards.{name}.spread_floor={reward.spread_floor} has no effect: {name} is the only"
+            f" reward, and model.advantage={type(advantage).__name__} divides by the spread of the"
+            " sum, whatever the weight in a group; set model.advantage=GDPO, which is the same for"
+            " one reward of weight 1, or spread_floor=0"
+        )
 
 
 def _check_look_ahead(module: Any) -> None:
