@@ -71,6 +71,30 @@ def test_all_wrong_and_all_right_get_the_exact_binomial_bound(number, bound):
     assert mean_figures([0] * number, share=False) == (0, 0, 0)  # a length of 0 is no share
 
 
+def test_a_share_that_all_problems_have_in_common_is_not_known_exactly():
+    """Resampling shows no spread. What N of N problems have in common, all but 1 - 0.025 ** (1 / N)
+    of all problems have; the others' shares may be anything.
+    """
+    reach = 1 - 0.025 ** (1 / 30)
+    assert mean_figures([0.5] * 30) == pytest.approx((0.5, 0.5 - 0.5 * reach, 0.5 + 0.5 * reach))
+    assert mean_figures([0.375]) == pytest.approx((0.375, 0.375 * 0.025, 1 - 0.625 * 0.025))
+    ones = np.ones((30, 1))
+    pairs = np.array([[0.5], [0.5], [0.0]]), np.array([[1.0], [1.0], [0.0]])  # one has no figure
+    assert bootstrap_figures(*pairs, np.array([True]))[0].high == pytest.approx(
+        0.5 + 0.5 * (1 - 0.025 ** (1 / 2))
+    )
+    share = np.array([True])
+    [same] = paired_change((0 * ones, ones), (0 * ones, ones), share)
+    assert same == pytest.approx((0, -reach, reach))
+    [gained] = paired_change((0 * ones, ones), (ones, ones), share)
+    assert gained == pytest.approx((1, 1 - 2 * reach, 1))
+    before = np.linspace(0, 0.5, 30)[:, None]
+    [moved] = paired_change((before, ones), (before + 0.25, ones), share)
+    assert moved == pytest.approx((0.25, 0.25 - 1.25 * reach, 0.25 + 0.75 * reach))
+    lengths = paired_change((3 * ones, ones), (4 * ones, ones), ~share)
+    assert lengths == [(1, 1, 1)]  # a length is no share
+
+
 def test_same_seed_same_interval_and_another_seed_another():
     values = np.arange(50) / 50
     assert mean_figures(values, seed=1) == mean_figures(values, seed=1)
@@ -90,8 +114,9 @@ def test_problems_are_resampled_not_samples():
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=30), st.integers(0, 5))
 def test_intervals_hold_their_figure_or_stay_in_range(values, seed):
     figure = mean_figures(values, resamples=100, seed=seed)
-    assert min(values) - 1e-12 <= figure.low <= figure.high
-    assert figure.low >= 0
+    assert figure.low <= figure.high
+    assert len(set(values)) == 1 or min(values) - 1e-12 <= figure.low
+    assert figure.low >= -1e-12
     assert figure.high <= 1 + 1e-12
 
 
@@ -106,9 +131,9 @@ def test_a_change_is_paired():
     """Every problem gains 0.1, however different they are: the change has no spread."""
     before = np.random.default_rng(0).random((40, 1))
     ones = np.ones_like(before)
-    moved = paired_change((before, ones), (before + 0.1, ones))[0]
+    moved = paired_change((before, ones), (before + 0.1, ones), np.array([False]))[0]
     assert moved == pytest.approx((0.1, 0.1, 0.1))
-    flipped = paired_change((before, ones), (before[::-1], ones))[0]
+    flipped = paired_change((before, ones), (before[::-1], ones), np.array([True]))[0]
     assert flipped.value == pytest.approx(0.0)
     assert flipped.low < -0.05 < 0.05 < flipped.high
 
@@ -117,6 +142,7 @@ def test_a_problem_without_the_figure_widens_no_interval_to_nothing():
     """As the reward of a problem whose episodes all failed; resamples of it alone have none."""
     totals, weights = np.array([[1.0], [3.0], [0.0]]), np.array([[1.0], [1.0], [0.0]])
     assert bootstrap_figures(totals, weights, np.array([False])) == [(2.0, 1.0, 3.0)]
-    assert paired_change((totals, weights), (2 * totals, weights)) == [(2.0, 1.0, 3.0)]
+    moved = paired_change((totals, weights), (2 * totals, weights), np.array([False]))
+    assert moved == [(2.0, 1.0, 3.0)]
     [none] = bootstrap_figures(0 * totals, 0 * weights, np.array([False]))
     assert all(map(math.isnan, none))

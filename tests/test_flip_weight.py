@@ -14,10 +14,9 @@ from harness.command_line import refused
 from harness.rollouts import handmade
 from harness.runs import BASE, TINY, column, fit
 from rlif_lightning.data.prompt_table import PromptTable
-from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, DrGRPO
-from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
+from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.rollout_advantages import score_rollout
-from rlif_lightning.rewards import ClusterVote, FlipWeight, RewardSet, WeightedReward
+from rlif_lightning.rewards import ClusterVote, FlipWeight
 
 VOTE = {"class_path": "ClusterVote", "init_args": {"mode": "hard"}}
 FLIPS = {"head": {"class_path": "FlipWeight", "init_args": {"head": VOTE}}, "weight": 1.0}
@@ -103,25 +102,6 @@ def test_outside_of_training_it_is_the_vote():
     assert not table.columns["vote/flips"].values
 
 
-def test_a_floor_of_the_spread_multiplies_the_head_s_own_weights():
-    """The second group's spread is half the usual one, and its majority has flipped."""
-    head = FlipWeight(ClusterVote())
-    rewards = RewardSet({"vote": WeightedReward(head, spread_floor=1.0)})
-    table = PromptTable()
-    rewards.use_table(table)
-    first = handmade([*group("3", 5), *group("4", 5)], 10)
-    second = handmade([*group("3", 5), *group("5", 3)], 10)
-    for number, rollout in enumerate((first, second)):
-        with table.visiting(number, 0):
-            output = rewards(rollout)["vote"]
-        table.gather()
-    spreads = output.scores.view(2, 10).double().std(-1)
-    usual = (3 * spreads[0] + spreads[1]) / 4
-    expected = (spreads / usual).clamp(max=1.0) * torch.tensor([1.0, 0.5])
-    assert output.group_weight_factor is not None
-    assert output.group_weight_factor.tolist() == pytest.approx(expected.tolist())
-
-
 def test_advantages_are_those_of_the_vote_times_the_weight():
     rollout = handmade([*group("3", 5), *group("4", 5)], 10)
     vote = {"vote": replace(ClusterVote()(rollout), group_weight_factor=torch.tensor([1.0, 0.35]))}
@@ -132,23 +112,13 @@ def test_advantages_are_those_of_the_vote_times_the_weight():
     torch.testing.assert_close(advantages[10:], expected[10:] * 0.35)
 
 
-def test_the_estimators_that_divide_weights_of_groups_out_are_known():
-    undo = [GRPO(), GRPO(normalize="group")]
-    keep = [GDPO(), GDPO(leave_one_out=True), GRPO("batch"), GRPO("none"), DrGRPO(), RLOO(), OPO()]
-    assert all(advantage.undoes_group_weights for advantage in undo)
-    assert not any(advantage.undoes_group_weights for advantage in [*keep, ReinforcePlusPlus()])
-
-
 def test_what_would_have_no_effect_is_refused(tmp_path, capsys):
     rewards = f"--model.rewards={json.dumps({'vote': FLIPS})}"
     given = ["fit", *BASE, *TINY, f"--trainer.default_root_dir={tmp_path}"]
     assert "this run visits each problem once" in refused(capsys, *given, rewards)
     given += ["--trainer.max_epochs=2", "--model.advantage=GRPO"]
-    said = "head=FlipWeight weighs groups, and model.advantage=GRPO divides"
+    said = "rewards.vote.head=FlipWeight has no effect: vote is the only reward"
     assert said in refused(capsys, *given, rewards)
-    floor = {"vote": {"head": "ClusterVote", "weight": 1.0, "spread_floor": 0.5}}
-    said = "rewards.vote.spread_floor weighs groups"
-    assert said in refused(capsys, *given, f"--model.rewards={json.dumps(floor)}")
     with pytest.raises(ValueError, match=r"flip_cost=1\.5.*must lie in"):
         FlipWeight(ClusterVote(), flip_cost=1.5)
 

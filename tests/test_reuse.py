@@ -173,6 +173,17 @@ def test_the_buffer_keeps_the_latest():
     assert none.phrases == alone.phrases
 
 
+def test_what_is_learned_anew_is_forgotten_where_one_symbol_has_no_phrases():
+    """Symbols of one kind cost no bits, so no phrase shortens anything: each costs a segment."""
+    learner = head(buffer=0)
+    learner(rollout_of([episode("aaaab"), episode("baaaa")] * 8, 4))
+    assert ("a", "a") in learner.phrases
+    output = learner(rollout_of([episode("aaaa")] * 4, 4))
+    assert (learner.phrases, output.log["reuse/phrases"]) == ([], 0.0)
+    assert output.columns["phrases"] == ["a | a | a | a"] * 4
+    assert output.scores.tolist() == pytest.approx([1 - 0.2 * 4 / 50] * 4)
+
+
 def test_evaluation_learns_nothing():
     learner = head()
     first, *_ = batches()

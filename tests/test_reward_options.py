@@ -15,9 +15,12 @@ from harness.command_line import build
 from harness.rollouts import Given, handmade
 from harness.runs import BASE, fit, metrics
 from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, DrGRPO
+from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
 from rlif_lightning.learning.rollout_advantages import reward_metrics, score_rollout
+from rlif_lightning.records import RewardOutput
 from rlif_lightning.rewards import ClusterVote, Gate, MeanLogprob, RewardSet, WeightedReward
 from rlif_lightning.rewards.functional import without_length
+from rlif_lightning.running.setup_checks import check_group_weights
 
 NAN = math.nan
 
@@ -124,6 +127,49 @@ def test_what_is_usual_is_learned_in_training_and_kept_in_checkpoints():
     assert rewards(rollout)["mine"].group_weight_factor.tolist() == pytest.approx(
         [0.2 / 1.1]
     )  # the mean is 1.1 / sqrt 2 by now
+
+
+def test_a_heads_own_weight_in_a_group_stays_beside_a_spread_floor():
+    """The head asks for weights 2 and 3; the floor halves the second group's, of half the spread
+    that is usual there (1 and 1/2 have the mean 3/4, 2/3 of which is the second one's).
+    """
+
+    class Twice(Given):
+        def forward(self, rollout):
+            return RewardOutput(super().forward(rollout).scores, None, {}, torch.tensor([2.0, 3.0]))
+
+    heads = {"mine": WeightedReward(Twice(torch.tensor([0.0, 2.0, 0.0, 1.0])), spread_floor=1.0)}
+    output = RewardSet(heads)(handmade(["x"] * 4, 2))["mine"]
+    assert output.group_weight_factor.tolist() == pytest.approx([2.0, 3.0 * 2 / 3])
+
+
+@pytest.mark.parametrize(
+    ("estimator", "is_heard"),
+    [
+        (GDPO(), True),
+        (GRPO(), False),
+        (GRPO(normalize="batch"), True),
+        (GRPO(normalize="none"), True),
+        (DrGRPO(), True),
+        (RLOO(), True),
+        (OPO(), True),
+        (ReinforcePlusPlus(), True),
+    ],
+    ids=repr,
+)
+def test_a_spread_floor_is_refused_where_the_only_reward_is_divided_by_its_sums_spread(
+    estimator, is_heard
+):
+    """GRPO divides the weight in a group out again; beside another reward it moves the sum."""
+    scores = Given(torch.tensor([0.0, 1.0]))
+    alone = {"mine": WeightedReward(scores, spread_floor=0.5), "seen": WeightedReward(scores, 0.0)}
+    check_group_weights(estimator, alone | {"seen": WeightedReward(scores, 1.0)})
+    check_group_weights(estimator, {"mine": WeightedReward(scores)})
+    if is_heard:
+        check_group_weights(estimator, alone)
+        return
+    with pytest.raises(ValueError, match=r"rewards.mine.spread_floor=0.5 has no effect"):
+        check_group_weights(estimator, alone)
 
 
 @pytest.mark.parametrize("estimator", [GDPO(), GRPO(), DrGRPO(), RLOO()], ids=repr)

@@ -108,6 +108,10 @@ MISTAKES = {
         ["--data.group_size=2", "--model.rewards.certainty.length=neutral"],
         "keeps nothing of a group of 2",
     ),
+    "floor": (
+        ["--model.advantage=GRPO", rewards(vote={"head": "ClusterVote", "spread_floor": 0.5})],
+        "rewards.vote.spread_floor=0.5 has no effect: vote is the only reward",
+    ),
     "export": (EXPORTER, "merge_lora=true, but model.policy.lora is null"),
     "schedule": (
         [*SCHEDULER, "--model.objective=Clipped"],

@@ -64,7 +64,9 @@ class Report:
 
     def change_since(self, before: Report) -> dict[str, Figure]:
         """Return each figure's change since an evaluation of the same problems."""
-        moved = paired_change((before.totals, before.weights), (self.totals, self.weights))
+        moved = paired_change(
+            (before.totals, before.weights), (self.totals, self.weights), self.shares
+        )
         return dict(zip(self.names, moved, strict=True))
 
     def as_dict(self) -> dict[str, Any]:

@@ -110,13 +110,6 @@ class Advantage(ABC):
                 " every advantage would be 0; set data.group_size to 2 or more"
             )
 
-    @property
-    def undoes_group_weights(self) -> bool:
-        """Whether a factor of a lone reward's weight in one group is divided out again."""
-        apart = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])  # two groups with one reward
-        parts = self.parts(apart, torch.tensor([[1.0, 0.5]]), torch.ones(2, 2))
-        return torch.allclose(parts[:, 0], parts[:, 1], rtol=1e-2)
-
     def __call__(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return ``[P, G]`` float32 advantages; the arguments are those of :meth:`parts`."""
         parts = self.parts(rewards, weights, lengths)

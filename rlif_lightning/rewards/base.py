@@ -109,8 +109,8 @@ class WeightedReward:
         length: keep | neutral: neutral = subtract what is linear in the completion's length inside
             each group.
         spread_floor: where a group's spread is below this share of the head's usual spread (mean
-            over the run's groups that have one), divide by that floor instead of the spread, so
-            that the group weighs less; in [0, 1], 0 = off.
+            over the run's groups that have one), the reward weighs less there: under GDPO as if
+            divided by that floor instead of the spread; in [0, 1], 0 = off.
 
     Raises:
         ValueError: a weight that is not finite, an unknown name, or a number out of range.

@@ -100,7 +100,9 @@ class ReuseRL(EnvironmentReward):
         counts = Counter([*self.strings, *successes])
         num_symbols = len({symbol for string in counts for symbol in string})
         saved = torch.nan
-        if self.dictionary == "learned" and num_symbols > 1:
+        if num_symbols == 1:  # it costs no bits, so that no phrase saves any
+            self.phrases = []
+        elif self.dictionary == "learned" and num_symbols > 1:
             self.phrases, bits = learn_phrases(counts, num_symbols, self.longest)
             saved = 1 - bits / code_bits(counts, (), num_symbols, self.longest)
         self.strings = [*self.strings, *successes][-self.buffer :] if self.buffer else []

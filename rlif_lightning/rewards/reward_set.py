@@ -169,8 +169,8 @@ class RewardSet(nn.Module):
                 factor = self._group_weight_factor(
                     name, output.scores.view(shape), settings.spread_floor
                 )
-                if output.group_weight_factor is not None:  # the head's own
-                    factor = factor * output.group_weight_factor
+                own = output.group_weight_factor  # of a head that has one
+                factor = factor if own is None else own * factor
                 output = replace(output, group_weight_factor=factor)
             finished[name] = output
         return finished

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -155,7 +156,7 @@ def _check_objective(module: Any, data: PromptData | None) -> None:
     if module.objective.needs_rewards:
         _check_scores(module.rewards.settings)
         _check_steps(module.advantage, module.rewards.settings)
-        _check_group_weights(module.advantage, module.rewards.settings)
+        check_group_weights(module.advantage, module.rewards.settings)
     if module.answer_tokens is not None:
         module.answer_tokens.check(module.objective)
 
@@ -224,18 +225,29 @@ def _check_steps(advantage: Any, rewards: dict[str, WeightedReward]) -> None:
             )
 
 
-def _check_group_weights(advantage: Any, rewards: dict[str, WeightedReward]) -> None:
-    """Refuse weights of groups that the estimator would take out again."""
-    counted = {name: each for name, each in rewards.items() if each.weight}
-    if len(counted) != 1 or not advantage.undoes_group_weights:
+def check_group_weights(advantage: Any, rewards: Mapping[str, WeightedReward]) -> None:
+    """Refuse what weighs groups where the estimator divides the only reward's weight out again.
+
+    GRPO does so: no other reward is in the sum that it normalises (a collective).
+
+    Raises:
+        ValueError: names the reward and the remedy.
+    """
+    counted = {name: it for name, it in rewards.items() if it.weight and it.head.gives_scores}
+    if len(counted) != 1:
         return
     [(name, reward)] = counted.items()
-    if reward.head.weighs_groups or reward.spread_floor:
-        part = "spread_floor" if reward.spread_floor else f"head={type(reward.head).__name__}"
+    what = f"spread_floor={reward.spread_floor}" if reward.spread_floor else ""
+    if reward.head.weighs_groups:
+        what = f"head={type(reward.head).__name__}"
+    alike = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])  # two groups, of which one weighs half
+    parts = advantage.parts(alike, torch.tensor([[1.0, 0.5]]), torch.ones(2, 2))
+    if what and float(parts[0, 1].abs().sum()) > 0.9 * float(parts[0, 0].abs().sum()):
         raise ValueError(
-            f"rewards.{name}.{part} weighs groups, and model.advantage={type(advantage).__name__}"
-            " divides by the spread of what was weighed, so that nothing would be left of it; use"
-            " model.advantage=GDPO"
+            f"rewards.{name}.{what} has no effect: {name} is the only reward, and"
+            f" model.advantage={type(advantage).__name__} divides by the spread of the sum,"
+            " whatever the weight in a group; set model.advantage=GDPO, which is the same for one"
+            f" reward of weight 1, or {'spread_floor=0' if reward.spread_floor else 'another head'}"
         )
 
 
