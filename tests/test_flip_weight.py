@@ -16,6 +16,7 @@ from harness.runs import BASE, TINY, column, fit
 from rlif_lightning.data.prompt_table import PromptTable
 from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.rollout_advantages import score_rollout
+from rlif_lightning.learning.scored_rollouts import evaluating
 from rlif_lightning.rewards import ClusterVote, FlipWeight
 
 VOTE = {"class_path": "ClusterVote", "init_args": {"mode": "hard"}}
@@ -100,6 +101,23 @@ def test_outside_of_training_it_is_the_vote():
     assert (output.group_weight_factor, output.log) == (None, vote.log)
     table.gather()
     assert not table.columns["vote/flips"].values
+
+
+def test_further_draws_of_a_rollout_are_weighed_and_not_remembered():
+    """Dynamic sampling may draw the same problem twice in one rollout."""
+    head, table = FlipWeight(ClusterVote(mode="hard")), PromptTable()
+    head.use_table(table, "vote")
+    weights = []
+    for number, majority in enumerate(("3", "3")):
+        with table.visiting(number, 0):
+            head(handmade(group(majority, 4), 10))
+            with evaluating(head):
+                further = head(handmade(group("5", 4), 10)).group_weight_factor
+        table.gather()
+        assert further is not None
+        weights += further.tolist()
+    assert weights == [1.0, 0.5]
+    assert table.columns["vote/flips"].numbers([0], [0.0] * 8)[0, 1] == 0  # it has not flipped
 
 
 def test_advantages_are_those_of_the_vote_times_the_weight():

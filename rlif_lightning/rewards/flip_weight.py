@@ -75,7 +75,8 @@ class FlipWeight(HoldsHead, RewardHead):
                                 is above sure_share; at most 5 times for a problem
         w = max(w, 0.1)
 
-    A visit without an answer has a majority of its own. Scores are the vote's. The paper multiplies
+    A visit without an answer has a majority of its own. A group of a further draw
+    (``model.dynamic_sampling``) is weighed and not remembered. Scores are the vote's. The paper multiplies
     the whole advantage, which is the same where the vote is the only reward. Its two other parts,
     the bonus for minorities and the skipped updates, are left out.
 
@@ -158,8 +159,8 @@ class FlipWeight(HoldsHead, RewardHead):
             histories[row] = (*history[:_FIXED], *history.ratios)
             weights.append(weight)
             flips.append(flip)
-        for row, numbers in histories.items():  # a problem that a batch has twice is written once
-            column.put(row, numbers)
+        for row, numbers in histories.items() if self.training else ():
+            column.put(row, numbers)  # once, though a batch may have a problem twice
         made = torch.tensor(weights, dtype=torch.float64, device=rollout.mask.device)
         return made, flips
 
