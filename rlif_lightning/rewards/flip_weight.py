@@ -76,9 +76,9 @@ class FlipWeight(HoldsHead, RewardHead):
         w = max(w, 0.1)
 
     A visit without an answer has a majority of its own. A group of a further draw
-    (``model.dynamic_sampling``) is weighed and not remembered. Scores are the vote's. The paper multiplies
-    the whole advantage, which is the same where the vote is the only reward. Its two other parts,
-    the bonus for minorities and the skipped updates, are left out.
+    (``model.dynamic_sampling``) is weighed and not remembered. Scores are the vote's. The paper
+    multiplies the whole advantage, which is the same where the vote is the only reward. Its two
+    other parts, the bonus for minorities and the skipped updates, are left out.
 
     Logs ``vote/flips`` and ``vote/flip_weight`` in training.
 
