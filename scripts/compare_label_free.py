@@ -1,6 +1,7 @@
 """Compare SCRL and FlipWeight with the code that the authors of SCRL and TTRL-Guard released.
 
-    git clone https://github.com/Jasper-Yan/SCRL && git clone https://github.com/linhxkkkk/TTRL-Guard
+    git clone https://github.com/Jasper-Yan/SCRL
+    git clone https://github.com/linhxkkkk/TTRL-Guard
     python scripts/compare_label_free.py SCRL TTRL-Guard
 
 Their files run as they are, on random groups of answers that are equal where their texts are. The
