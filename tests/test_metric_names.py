@@ -190,8 +190,7 @@ def everything(tmp_path_factory) -> Path:
     fit(folder / "supervised", *texts, "--trainer.limit_val_batches=0")
     head = {"class_path": "Rubric", "init_args": {"criteria": CRITERIA["criteria"] | VOTES}}
     twice = ["--trainer.max_epochs=2", "--data.prompts_per_rollout=16"]
-    with judge_server() as server, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_PROXY", "127.0.0.1")
+    with judge_server() as server:
         heads = {"rubric": {"head": head}, "paid": {"head": paid(server.url)}}
         pow3r = f"--model.rewards={json.dumps(heads)}"
         fit(folder / "pow3r", pow3r, *twice, "--trainer.limit_val_batches=0")

@@ -117,7 +117,7 @@ class EndpointJudge(ModelJudge):
         waiting = list(requests)
         replies = []
         if client.breaker.reason and waiting:  # one question tries whether the server is back
-            client.breaker.reason = ""
+            client.breaker.close()
             replies.append(self._ask(client, waiting.pop(0)))
             if replies[0].text is None:
                 client.breaker.open(replies[0].failure)
@@ -130,7 +130,7 @@ class EndpointJudge(ModelJudge):
         return replies
 
     def interrupt(self) -> None:
-        self._breaker.open("the run was interrupted")
+        self._breaker.open("the run was interrupted", is_held=True)
 
     def _connected(self) -> ChatClient:
         """Return the client, made at the first call: only then is the number of ranks known."""

@@ -39,7 +39,7 @@ class Bad:
         if action == "raise":
             raise KeyError("lost")
         if action == "hang":
-            Bad.hold.wait(30)
+            Bad.hold.wait(600)
         if action == "nan":
             return Step("", math.nan)
         if action == "huge":

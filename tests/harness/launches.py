@@ -104,9 +104,9 @@ def launch(folder: Path, runs: dict[str, list[str]], torchrun: int = 0, forks: i
     arguments = [str(folder), str(forks), json.dumps(given)]
     if torchrun:
         start = ["--standalone", f"--nproc-per-node={torchrun}", "-m", "harness.launched"]
-        done = run_module("torch.distributed.run", [*start, *arguments], kept | QUIET, 900)
+        done = run_module("torch.distributed.run", [*start, *arguments], kept | QUIET)
     else:
-        done = run_module("harness.launched", arguments, kept | QUIET, 900)
+        done = run_module("harness.launched", arguments, kept | QUIET)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 
 
@@ -121,7 +121,7 @@ def both_end(folder: Path, arguments: list[str]) -> list[str]:
 
     def one(rank: int) -> subprocess.CompletedProcess[str]:
         own = {**environment(), **QUIET, **group, "LOCAL_RANK": str(rank)}
-        return run_module("harness.launched", arguments, own, 120)
+        return run_module("harness.launched", arguments, own)
 
     with ThreadPoolExecutor(2) as both:
         done = list(both.map(one, range(2)))
