@@ -169,11 +169,14 @@ def test_interrupt_leaves_no_stale_reply():
     def interrupt(*_):
         raise Interrupt
 
+    def interrupted():
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        ask([TRAPS[1]])
+
     previous = signal.signal(signal.SIGALRM, interrupt)
     try:
         with pytest.raises(Interrupt):
-            signal.setitimer(signal.ITIMER_REAL, 0.1)
-            ask([TRAPS[1]])
+            interrupted()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
