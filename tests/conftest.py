@@ -25,10 +25,11 @@ pytest.register_assert_rewrite("harness")  # before the first import from it
 # only starts others (xdist) needs none of them.
 
 # Continuous integration draws the same examples each time; `make test-fast` draws the first of
-# them, and a person may ask for more.
-hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
-hypothesis.settings.register_profile("quick", derandomize=True, deadline=None, max_examples=20)
-hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
+# them, and a person may ask for more. A busy machine is no fault, however slow it is.
+PATIENT = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("ci", derandomize=True, max_examples=50, **PATIENT)
+hypothesis.settings.register_profile("quick", derandomize=True, max_examples=20, **PATIENT)
+hypothesis.settings.register_profile("thorough", max_examples=500, **PATIENT)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
