@@ -46,6 +46,15 @@ def pytest_collection_finish(session):
 
 
 @pytest.fixture(scope="session", autouse=True)
+def plain_text():
+    """What is printed is read as text, whatever the environment asks for."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):  # rich would write escape sequences
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def one_parser():
     """Build each parser once: runs differ in what it parses, not in the parser."""
     cli = sys.modules.get("rlif_lightning.cli")

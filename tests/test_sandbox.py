@@ -373,6 +373,7 @@ def test_a_machine_that_was_full_for_a_moment_is_tried_again(monkeypatch):
     command, started, waited = isolation._command, [], []
     clock = SimpleNamespace(sleep=waited.append, monotonic=time.monotonic)
     monkeypatch.setattr(pool, "time", clock)  # of this module alone: other threads may sleep
+    monkeypatch.setattr(pool, "_REMEMBERED", {})  # another test may have asked for this verdict
 
     def full_at_first(level, settings):
         started.append(settings["role"])

@@ -154,7 +154,7 @@ def figures(folder: Path, name: str) -> list[dict[str, float]]:
 def metrics(folder: Path, name: str) -> list[dict[str, float]]:
     """What was logged, but for times and for what depends on how work is cut up."""
     left_out = ("time/", "per_second", "update/")
-    with next((folder / name).rglob("metrics.csv")).open() as file:
+    with min((folder / name).rglob("metrics.csv")).open() as file:
         rows = [
             {k: float(v) for k, v in row.items() if v and not any(x in k for x in left_out)}
             for row in csv.DictReader(file)
@@ -196,4 +196,4 @@ def assert_two_are_one(
 
 def checkpoint(folder: Path, name: str) -> Path:
     """After the first of two rollouts, in the middle of the epoch."""
-    return next((folder / name).rglob("*step=4.ckpt"))
+    return min((folder / name).rglob("*step=4.ckpt"))
