@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx2
 import pytest
 import torch
 
@@ -62,6 +64,24 @@ def test_replies_stand_in_the_order_of_their_questions(server):
     replies = asked(judge(server, max_concurrent=4), *texts)
     assert [reply.text for reply in replies] == [f"Score: {text}" for text in texts]
     assert server.most == 4
+
+
+def test_threads_that_ask_first_share_one_client_and_its_pace(server, monkeypatch):
+    made, kind, second = [], httpx2.Client, threading.Event()
+
+    def client(**given):
+        made.append(kind(**given))
+        if len(made) == 1:
+            second.wait(0.3)  # would another one come?
+        second.set()
+        return made[-1]
+
+    monkeypatch.setattr(httpx2, "Client", client)
+    own = judge(server)
+    with ThreadPoolExecutor(2) as threads:
+        replies = [*threads.map(lambda text: asked(own, text), "ab")]
+    assert [reply.text for [reply] in replies] == ["Fine.\nScore: 4"] * 2
+    assert len(made) == 1
 
 
 BUSY = (429, {"error": {"message": "busy"}}, {})
