@@ -75,7 +75,7 @@ TORCHRUN = [
     "--shutdown-timeout=150",
 ]
 TORCHRUN += ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
-PATIENCE = 120  # seconds that a process may outlive its run
+PATIENCE = 600  # seconds that a process may outlive its run
 
 
 @dataclass(frozen=True)

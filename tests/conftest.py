@@ -25,10 +25,11 @@ pytest.register_assert_rewrite("harness")  # before the first import from it
 # only starts others (xdist) needs none of them.
 
 # Continuous integration draws the same examples each time; `make test-fast` draws the first of
-# them, and a person may ask for more.
-hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
-hypothesis.settings.register_profile("quick", derandomize=True, deadline=None, max_examples=20)
-hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
+# them, and a person may ask for more. A busy machine is no fault, however slow it is.
+PATIENT = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("ci", derandomize=True, max_examples=50, **PATIENT)
+hypothesis.settings.register_profile("quick", derandomize=True, max_examples=20, **PATIENT)
+hypothesis.settings.register_profile("thorough", max_examples=500, **PATIENT)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
@@ -42,6 +43,15 @@ def pytest_collection_finish(session):
         gc.set_threshold(10_000)  # of 700 objects: a twentieth of the time
         # Lightning keeps its messages from caplog where no handler was there when it was imported.
         logging.getLogger("lightning.pytorch").propagate = True
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_text():
+    """What is printed is read as text, whatever the environment asks for."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):  # rich would write escape sequences
+            patch.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -28,6 +28,7 @@ from rlif_lightning.rewards import BehaviourVote, CodeTests
 from rlif_lightning.rewards.code import behaviour, behaviour_labels
 from rlif_lightning.sandbox.pool import Outcome, Run
 
+QUICK = replace(SANDBOX, wall_seconds=2, call_seconds=1)  # where code hangs, or may
 HUMANEVAL = {
     "task_id": "X/0",
     "prompt": 'def helper(x):\n    return x + 1\n\n\ndef twice(x: int) -> int:\n    """Twice'
@@ -111,8 +112,9 @@ def test_an_expected_output_may_be_longer_than_the_sandbox_allows_others():
     row = {"public_test_cases": [{"input": "3000", "output": "1\n" * 3000}]}
     right = "for _ in range(int(input())): print(1, '')"
     sandbox = replace(SANDBOX, output_kb=1)
-    rates = pass_rates([right, "while True: print(1)"], [row, row], sandbox=sandbox)
-    assert rates == [1.0, 0.0]
+    assert pass_rates([right], [row], sandbox=sandbox) == [1.0]
+    endless = ["while True: print(1)"]
+    assert pass_rates(endless, [row], sandbox=replace(QUICK, output_kb=1)) == [0.0]
     call = {"input": "3000", "output": json.dumps([1] * 3000)}
     row = {"public_test_cases": [call], "metadata": '{"func_name": "f"}'}
     assert pass_rates(["def f(n): return [1] * n"], [row], sandbox=sandbox) == [1.0]
@@ -398,12 +400,12 @@ def fuzz(count: int, seed: int) -> list[str]:
 @pytest.mark.slow
 def test_random_code_neither_raises_nor_hangs():
     codes = fuzz(80, 0)
-    kinds = {row[0].kind for row in SANDBOX.outcomes([Run(code, "f", ((1,),)) for code in codes])}
+    kinds = {row[0].kind for row in QUICK.outcomes([Run(code, "f", ((1,),)) for code in codes])}
     assert "none" in kinds
-    SANDBOX.outcomes([Run(code, None, ("1\n",)) for code in codes[:24]])
-    assert sum(pass_rates(codes[:24], [MBPP] * 24, sandbox=SANDBOX)) == 0
+    QUICK.outcomes([Run(code, None, ("1\n",)) for code in codes[:24]])
+    assert sum(pass_rates(codes[:24], [MBPP] * 24, sandbox=QUICK)) == 0
     behaviours = handmade(codes[:24], 8, entry_point=["f"] * 3, inputs=[["1"]] * 3)
-    assert BehaviourVote(sandbox=SANDBOX)(behaviours).scores.isfinite().all()
+    assert BehaviourVote(sandbox=QUICK)(behaviours).scores.isfinite().all()
 
 
 @pytest.mark.slow

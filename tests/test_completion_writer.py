@@ -175,7 +175,7 @@ def test_a_resumed_run_goes_on_where_the_checkpoint_was_made(sampled, tmp_path):
     uninterrupted run's text.
     """
     write(tmp_path / "first", *QUICK, every=2, groups=3)
-    path = next((tmp_path / "first").rglob("*.ckpt"))
+    [path] = (tmp_path / "first").rglob("*.ckpt")
     more = ["--trainer.max_epochs=2", f"--ckpt_path={path}"]
     write(tmp_path / "second", *QUICK, *more, every=2, groups=3)
     assert {record["rollout"] for record in records(tmp_path / "second")} == {3}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from harness.environments import all_of
+from harness.environments import PATIENT, all_of, eventually
 from rlif_lightning import (
     ArithmeticProblems,
     ClusterVote,
@@ -22,6 +24,7 @@ from rlif_lightning import (
     WeightedReward,
 )
 from rlif_lightning.data.environment_settings import EnvironmentSettings
+from rlif_lightning.environments import text_arena
 from rlif_lightning.environments.base import Step
 from rlif_lightning.environments.pool import EnvironmentPool, FailedEpisodes
 from rlif_lightning.evaluation.label_checks import environment_uses, label_uses
@@ -42,7 +45,7 @@ class Drawing:
     def step(self, action):
         self.seen += f"\n{random.random()}"
         if action == "hang":
-            HOLD.wait(60)
+            HOLD.wait(PATIENT)
         return False, {}
 
     def close(self):
@@ -56,19 +59,26 @@ def test_a_game_that_hangs_holds_no_other_s_generator():
         pool.act(number, "go")
         return all_of(pool, [number])[number].observation
 
-    with EnvironmentPool(Drawing, step_seconds=20.0) as pool:
+    with EnvironmentPool(Drawing, step_seconds=PATIENT) as pool:
         alone = seen(pool, 0)
     HOLD.clear()
     random.seed(3)
     state = random.getstate()
-    with EnvironmentPool(Drawing, step_seconds=20.0) as pool:
+    with EnvironmentPool(Drawing, step_seconds=PATIENT) as pool:
         for number in range(3):
             pool.start(number, 5, {})
         all_of(pool, range(3))
-        pool.step_seconds = 0.6
-        for number in range(3):
-            pool.act(number, "hang" if number == 0 else "go")
-        found = all_of(pool, range(3))
+        games = [pool._live[number].environment for number in range(3)]
+        pool.act(0, "hang")
+        eventually(lambda: text_arena._GENERATOR._game is games[0])
+        for number in (1, 2):
+            pool.act(number, "go")
+        eventually(lambda: games[1].began == games[2].began == math.inf)  # they wait for it
+        time.sleep(0.3)
+        pool.step_seconds = 0.2
+        found = {answer.number: answer for answer in pool.answers()}
+        pool.step_seconds = PATIENT
+        found |= all_of(pool, {1, 2} - found.keys())
         assert found[0].episode.stop == "environment_timeout"
         assert [found[n].observation for n in (1, 2)] == [alone, alone]
         assert random.getstate() == state

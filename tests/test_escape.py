@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 
 from harness import attacks, escapes
 from harness.attacks import ATTACKS, attempt, promised
+from harness.programs import PATIENT
 from rlif_lightning.sandbox.isolation import LEVELS, problem
 from rlif_lightning.sandbox.pool import Sandbox, Trial
 
@@ -50,13 +52,11 @@ def home():
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attacks(level, name, home, monkeypatch):
     monkeypatch.setenv("RLIF_TEST_SECRET", attacks.SECRET)
-    started = time.monotonic()
     if promised(level, name):
         assert not attempt(level, name, home)
     elif ATTACKS[name].harmless:
         # The attack is a real one: nothing but the level's promise is between it and its target.
         assert attempt(level, name, home)
-    assert time.monotonic() - started < 10
 
 
 # Each would make a judge in the same interpreter, or one that trusts objects or lines of text,
@@ -185,14 +185,19 @@ LONG += ("an endless iterator", "colliding hashes")
     indirect=True,
 )
 def test_cheats_score_nothing(level, name):
-    sandbox = Sandbox(level, wall_seconds=1, call_seconds=0.5, memory_mb=256)
+    quick = {"wall_seconds": 1, "call_seconds": 0.5, "memory_mb": 256}
+    cheating = Sandbox(level, **quick if name in (*LONG, "many threads") else PATIENT)
     started = time.monotonic()
-    verdict, honest = sandbox.verdicts(
-        [Trial(code, "", TESTS, ("f",)) for code in (CHEATS[name], HONEST)]
-    )
+    with ThreadPoolExecutor(2) as both:  # one beside the other
+        judged = both.map(
+            lambda sandbox, code: sandbox.verdicts([Trial(code, "", TESTS, ("f",))]),
+            (cheating, Sandbox(level, **PATIENT)),
+            (CHEATS[name], HONEST),
+        )
+        [verdict], [honest] = judged
     assert verdict.passed == (False, False, False)
     assert honest.passed == (True, True, True)
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < PATIENT["wall_seconds"]  # a hang costs its own limit
 
 
 def test_an_exception_never_ends_a_test_early(level):
@@ -362,13 +367,10 @@ def test_landlock_keeps_signals_inside_without_the_filter():
     """
     if problem("landlock") or tuple(map(int, os.uname().release.split(".")[:2])) < (6, 12):
         pytest.skip("no Landlock of version 6")
-    with subprocess.Popen(["sleep", "60"]) as victim:
+    with subprocess.Popen(["sleep", "600"]) as victim:
         command = [sys.executable, "-c", CONFINED, str(victim.pid)]
         printed = finished(command, ROOT, {**os.environ, "PYTHONPATH": str(ROOT)})
-        time.sleep(0.05)
-        alive = victim.poll() is None
-        victim.kill()
-    assert alive
+        assert attacks.outlived(victim)
     assert printed == "refused\n"
 
 

@@ -91,7 +91,7 @@ def grpo_in_one_file(steps: int) -> list[tuple[str, str, str]]:
     command = [sys.executable, "examples/grpo_in_one_file.py", "--steps", str(steps)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800, check=True
     )
     lines = re.findall(r"step +(\d+) +mean reward ([\d.]+) +accuracy ([\d.]+)", done.stdout)
     assert [int(step) for step, _, _ in lines] == list(range(steps))

@@ -22,7 +22,7 @@ from harness.runs import ONE, TINY, fit, saving
 from rlif_lightning.running.checkpoint_files import CheckpointFile, unwritten, write_together
 from rlif_lightning.running.events import read_events
 
-UNLIMITED = resource.RLIM_INFINITY
+UNLIMITED = resource.getrlimit(resource.RLIMIT_FSIZE)[1]  # what this process may have at most
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.programs import PATIENT
 from rlif_lightning.answers.checkers import LiteralChecker
 from rlif_lightning.answers.code_verdicts import _as_expected, _is_printed, pass_rates
 from rlif_lightning.rewards.code import behaviour, behaviour_labels, same_behaviour
@@ -62,8 +63,8 @@ def reply(line: bytes, program: bool = False) -> Outcome:
     """What the trainer makes of one line of a candidate's process, over real pipes."""
     ours, theirs = os.pipe(), os.pipe()
     channel = Channel(ours[0], theirs[1], 10**6)
-    candidate = Candidate(channel, 1.0)
-    candidate.deadline = time.monotonic() + 1.0
+    candidate = Candidate(channel, 60.0)
+    candidate.deadline = time.monotonic() + 60.0
     reader = os.fdopen(theirs[0], "rb")
     writer = os.fdopen(ours[1], "wb", buffering=0)
     os.set_blocking(ours[1], False)
@@ -255,7 +256,7 @@ FUNCTIONS = {
 
 
 def test_hostile_programs_score_nothing():
-    sandbox = Sandbox("rlimits+", wall_seconds=3, call_seconds=2, memory_mb=256)
+    sandbox = Sandbox("rlimits+", **PATIENT)
     cases = [{"input": "1", "output": text, "testtype": "stdin"} for text in ("1 2", "1e5", "0.5")]
     rows = [{"public_test_cases": json.dumps(cases)}] * len(PROGRAMS)
     assert pass_rates(list(PROGRAMS.values()), rows, sandbox=sandbox) == [0.0] * len(PROGRAMS)

@@ -24,8 +24,8 @@ def judged_with_trace(answers: list[Any], *tests: str) -> dict[str, Any]:
     (reader, answering), (listening, writer) = os.pipe(), os.pipe()
     os.write(answering, b"".join(json.dumps(answer).encode() + b"\n" for answer in answers))
     try:
-        candidate = Candidate(Channel(reader, writer, 10_000), 1.0)
-        candidate.deadline = time.monotonic() + 5
+        candidate = Candidate(Channel(reader, writer, 10_000), 60.0)
+        candidate.deadline = time.monotonic() + 60
         return run_tests({"setup": "", "tests": tests, "names": ["f"]}, candidate)
     finally:
         for descriptor in (reader, answering, listening, writer):

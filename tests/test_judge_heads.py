@@ -189,7 +189,6 @@ def test_preflight_says_what_the_judge_will_cost(tmp_path, capsys):
     """A call has 14 tokens; equal completions of a prompt are asked about once."""
     with judge_server() as server:
         judge = {"class_path": "EndpointJudge", "init_args": {"url": server.url, "model": "m"}}
-        judge["init_args"]["timeout"] = 5.0
         server.usual = lambda body: "Score: 3"
         given = only("JudgeHead", judge=judge, template="{prompt} {completion} {form}")
         sampled = ["--prompts=4", f"--trainer.default_root_dir={tmp_path}", given]
@@ -215,8 +214,8 @@ def test_two_endpoints_are_asked_at_one_time_and_other_heads_score_meanwhile():
             return RewardOutput(torch.zeros(len(rollout.texts)))
 
     def usual(body):
-        both.wait(5)
-        return "Score: 4" if scoring.wait(5) else "late"
+        both.wait(60)
+        return "Score: 4" if scoring.wait(60) else "late"
 
     with judge_server() as first, judge_server() as second:
         rewards = {"meanwhile": WeightedReward(Meanwhile())}
@@ -233,7 +232,7 @@ def test_a_head_that_raises_leaves_no_judge_to_wait_for():
 
     class Broken(RewardHead):
         def forward(self, rollout):
-            assert asked.wait(9)
+            assert asked.wait(60)
             raise ValueError("broken")
 
     with judge_server() as server:
@@ -245,3 +244,30 @@ def test_a_head_that_raises_leaves_no_judge_to_wait_for():
         replies = head._started.result()
         assert replies[-1].failure.endswith("the run was interrupted")
         assert len(server.asked) < 10
+
+
+def test_a_call_that_succeeds_after_an_interruption_lets_no_other_question_through():
+    asked, raised = threading.Event(), threading.Event()
+
+    class Broken(RewardHead):
+        def forward(self, rollout):
+            assert asked.wait(60)
+            raise ValueError("broken")
+
+    def usual(body):
+        asked.set()
+        return "Score: 4" if raised.wait(60) else "late"
+
+    with judge_server() as server:
+        server.usual = usual
+        head = JudgeHead(EndpointJudge(server.url, "judge", max_concurrent=1))
+        rewards = RewardSet({"broken": WeightedReward(Broken()), "judge": WeightedReward(head)})
+        with pytest.raises(RuntimeError, match="broken"):
+            rewards(handmade([str(n) for n in range(8)], 2))
+        raised.set()
+        first, *others = head._started.result()
+        assert first.text == "Score: 4"
+        assert {reply.failure for reply in others} == {"the run was interrupted"}
+        assert len(server.asked) == 1
+        replies = head.judge.ask([Request("a"), Request("b")])  # of a run that goes on
+    assert [reply.text for reply in replies] == ["Score: 4"] * 2

@@ -115,7 +115,7 @@ def test_a_process_whose_torchrun_is_gone_saves_and_ends(tmp_path):
         text=True,
         cwd=DOCS.parent,
         env=environment(),
-        timeout=240,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == -signal.SIGKILL
@@ -134,5 +134,5 @@ def test_the_loop_of_the_docs_ends_where_a_repetition_is_of_no_use(tmp_path, cod
     (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
     step = "{ code=$(sed -n 1p codes); sed -i 1d codes; echo >> calls; (exit $code); }"
     script = loop.replace(command, step).replace("sleep 10", "sleep 0")
-    subprocess.run(["sh", "-c", script], cwd=tmp_path, timeout=20, check=False)
+    subprocess.run(["sh", "-c", script], cwd=tmp_path, timeout=300, check=False)
     assert len((tmp_path / "calls").read_text().splitlines()) == calls

@@ -9,7 +9,6 @@ import csv
 import functools
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -34,6 +33,7 @@ from callbacks.report.tables import FIGURES
 from harness.cases import check_each, from_root
 from harness.decoding import sampler
 from harness.episodes import forking
+from harness.files import known_to_git
 from harness.judge_server import judge_server
 from harness.runs import BASE, fit, run_with
 from rlif_lightning import cli
@@ -195,8 +195,7 @@ def everything(tmp_path_factory) -> Path:
     fit(folder / "supervised", *texts, "--trainer.limit_val_batches=0")
     head = {"class_path": "Rubric", "init_args": {"criteria": CRITERIA["criteria"] | VOTES}}
     twice = ["--trainer.max_epochs=2", "--data.prompts_per_rollout=16"]
-    with judge_server() as server, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_PROXY", "127.0.0.1")
+    with judge_server() as server:
         heads = {"rubric": {"head": head}, "paid": {"head": paid(server.url)}}
         heads["flipping"] = {"head": FLIPPING}
         pow3r = f"--model.rewards={json.dumps(heads)}"
@@ -452,18 +451,12 @@ def quoted(path: Path) -> set[str]:
     return {text for text in re.findall(r"`([^`\n]+)`", path.read_text()) if NAME.fullmatch(text)}
 
 
-def sources(*kinds: str) -> list[Path]:
-    tracked = subprocess.run(
-        ["git", "ls-files", *kinds], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return [
-        ROOT / name
-        for name in tracked.stdout.split()
-        if not name.startswith(("tests/", "CHANGELOG"))
-    ]
+def sources(ending: str) -> list[Path]:
+    found = known_to_git(ending)
+    return [path for path in found if not from_root(path).startswith(("tests/", "CHANGELOG"))]
 
 
-CODE, PAGES = sources("*.py"), sources("*.md")
+CODE, PAGES = sources(".py"), sources(".md")
 
 
 def test_every_name_in_code_and_docs_is_in_the_table():

@@ -36,7 +36,7 @@ def test_it_runs(tmp_path, monkeypatch):
         cell.source = cell.source.replace("test_size=50", "test_size=10")
     monkeypatch.chdir(tmp_path)
     client = nbclient.NotebookClient(
-        notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=3600, startup_timeout=600, resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute()
     assert (tmp_path / "runs" / "notebook" / "model" / "model.safetensors").exists()

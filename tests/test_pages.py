@@ -15,6 +15,7 @@ import settings_page
 
 import rlif_lightning
 from harness.cases import check_each, from_root
+from harness.files import known_to_git
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,27 +59,17 @@ def test_links_between_files_lead_somewhere():
         own = [link for link in links if "://" not in link and not link.startswith("mailto:")]
         assert not [link for link in own if not (page.parent / link).exists()]
 
-    names = subprocess.run(
-        ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    check_each(check, [ROOT / name for name in names if (ROOT / name).is_file()], from_root)
+    check_each(check, known_to_git(".md"), from_root)
 
 
 @pytest.mark.full  # links: above
 @pytest.mark.parametrize(("broken", "wrong"), [(False, ""), (True, "no-such-page.md")])
 def test_the_site_builds(tmp_path, broken, wrong):
     """Strictly, offline, from a copy of the pages; a link that leads nowhere is an error."""
-    names = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    for name in names:
-        if (ROOT / name).is_file():
-            (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / "copy" / name).write_bytes((ROOT / name).read_bytes())
+    for path in known_to_git("", "--cached", "--others", "--exclude-standard"):
+        copied = tmp_path / "copy" / from_root(path)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        copied.write_bytes(path.read_bytes())
     if broken:
         page = tmp_path / "copy" / "docs" / "faq.md"
         text = page.read_text()

@@ -59,7 +59,7 @@ def test_what_cannot_be_written_is_named_and_what_is_saved_is_whole(tmp_path, wa
     command += ["--trainer.callbacks+=HFExporter", "--trainer.callbacks+=RunReport"]
     env = environment()
     done = subprocess.run(
-        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1800, check=False
     )
     for place in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         place.chmod(stat.S_IRWXU)

@@ -152,7 +152,7 @@ def test_extra_columns_have_a_value_for_each_completion():
 
 
 def test_coroutines_run_at_the_same_time_and_inside_of_a_running_loop():
-    barrier = threading.Barrier(2, timeout=20)  # passes only if both are there
+    barrier = threading.Barrier(2, timeout=300)  # passes only if both are there
 
     async def first(completions, **kwargs):
         await asyncio.to_thread(barrier.wait)

@@ -189,7 +189,8 @@ def test_std_normalised_advantages_do_not_see_the_normaliser():
     """Proposition 1 of Rubric Dropout: the same constant below every score of a group."""
     generator = torch.Generator().manual_seed(0)
     verdicts = (torch.rand(6, 8, 5, generator=generator) < 0.5).double()
-    weights = torch.tensor([[5.0, 3, 2, 4, 4]]).double() * torch.rand(6, 5).double()
+    kept = torch.rand(6, 5, generator=generator).double()
+    weights = torch.tensor([[5.0, 3, 2, 4, 4]]).double() * kept
     normalised = rubric_scores(verdicts, weights, torch.ones(1, 5, dtype=torch.bool))
     summed = (verdicts * weights.unsqueeze(1)).sum(-1)
     one, lengths = torch.ones(1), torch.ones(6, 8)

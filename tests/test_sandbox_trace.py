@@ -21,6 +21,7 @@ from benchmarks.tiny_functions import (
 )
 from callbacks.sandbox_trace import SandboxTrace
 from harness.files import ROOT
+from harness.programs import PATIENT, SANDBOX
 from harness.python_runs import Run, data, module
 from harness.rollouts import handmade
 from rlif_lightning import CodeTests, DistIL, Sampling, Teacher
@@ -29,7 +30,6 @@ from rlif_lightning.learning.feedback import feedback_texts
 from rlif_lightning.sandbox import pool
 from rlif_lightning.sandbox.pool import Sandbox, Trial
 
-SANDBOX = Sandbox(isolation="rlimits+")
 TESTS = ["assert f(0) == 3", "assert f(1) == 5"]
 CASES: dict[str, Any] = {
     "public_test_cases": json.dumps([{"input": "0", "output": "3"}]),
@@ -70,14 +70,15 @@ def _columns(row: dict[str, Any]) -> dict[str, list[Any]]:
 
 def test_traces_of_programs():
     row = {"public_test_cases": [{"input": "3\n", "output": "4\n"}]}
-    codes = ["print(int(input()) + 1)", "print(input())", "1\n1 / 0", "while 1: pass"]
-    quick = Sandbox(isolation="rlimits+", call_seconds=0.5)
-    assert judge_code(codes, [row] * 4, sandbox=quick) == [
+    codes = ["print(int(input()) + 1)", "print(input())", "1\n1 / 0"]
+    assert judge_code(codes, [row] * 3, sandbox=SANDBOX) == [
         (1.0, ""),
         (0.0, "input '3\\n' printed \"3\\n\", not '4\\n'"),
         (0.0, "input '3\\n' raised ZeroDivisionError in line 2, not '4\\n'"),
-        (0.0, "input '3\\n' gave no answer: timeout, not '4\\n'"),
     ]
+    quick = Sandbox(isolation="rlimits+", call_seconds=0.5)
+    said = "input '3\\n' gave no answer: timeout, not '4\\n'"
+    assert judge_code(["while 1: pass"], [row], sandbox=quick) == [(0.0, said)]
 
 
 def _taught(tmp_path: Path, rows: list[dict[str, Any]]) -> Run:
@@ -108,16 +109,17 @@ def test_a_whole_verdict_is_remembered_and_a_timeout_is_not(monkeypatch):
     monkeypatch.setattr(
         Sandbox, "_start_pair", lambda self, stack: started.append(0) or start(self, stack)
     )
-    sandbox = Sandbox(isolation="rlimits+", wall_seconds=1, call_seconds=0.5, workers=1)
+    sandbox = Sandbox(isolation="rlimits+", workers=1, **PATIENT)
+    quick = Sandbox(isolation="rlimits+", wall_seconds=1, call_seconds=0.5)
     codes = ["def f(x): return 3", "def f(x): return 2*x+3", "while 1: pass", "1 / 0"]
     trials = [Trial(code, "", tuple(TESTS), ("f",)) for code in codes]
     first = sandbox.verdicts(trials[:2])
     assert first == sandbox.verdicts(trials[:2])
     assert len(started) == 2
-    sandbox.verdicts(trials[2:3] * 2)
-    sandbox.verdicts(trials[2:3])
+    quick.verdicts(trials[2:3] * 2)
+    quick.verdicts(trials[2:3])
     assert len(started) == 4
-    other = Sandbox(isolation="rlimits+", wall_seconds=1, call_seconds=0.6)
+    other = Sandbox(isolation="rlimits+", **PATIENT | {"call_seconds": 31})
     other.verdicts(trials[:1])
     assert len(started) == 5
     assert len(pool._REMEMBERED) == 2

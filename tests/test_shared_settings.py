@@ -128,7 +128,8 @@ def test_a_data_module_that_does_not_say_leaves_it_to_the_module(tmp_path):
 def test_callbacks_are_set_up_before_the_module_and_know_both(tmp_path):
     writer = CompletionWriter(write_gold=True, show=[])
     trainer(tmp_path, callbacks=[writer]).fit(module(Curious()), data())
-    written = next(tmp_path.rglob("*.jsonl")).read_text()
+    [path] = tmp_path.rglob("completions.jsonl")  # beside events.jsonl
+    written = path.read_text()
     assert '"gold"' in written
     files = PredictionFiles(Predictions())
     trainer(tmp_path, callbacks=[files]).predict(module(Curious()), data())

@@ -116,7 +116,7 @@ def test_before_training_a_signal_ends_the_process_at_once_with_the_same_code(tm
         if "Seed set to" in line:  # building has begun, training has not
             break
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    process.communicate(timeout=900)
     assert process.returncode == TRY_AGAIN
 
 

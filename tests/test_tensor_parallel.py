@@ -175,7 +175,7 @@ def test_other_subcommands_see_each_prompt_once(tmp_path):
         "preflight/version_*/preflight.jsonl",
         "predict/version_*/predictions/completions-*.jsonl",
     ):
-        expected, found = (list((tmp_path / folder).glob(pattern)) for folder in ("one", "two"))
+        expected, found = (sorted((tmp_path / folder).glob(pattern)) for folder in ("one", "two"))
         assert [path.name for path in found] == [path.name for path in expected]
         assert completions(found[0]) == completions(expected[0]) != []
 

@@ -33,7 +33,7 @@ from harness.runs import (
     rows,
     saving,
 )
-from harness.stand_in_server import StandIn, stand_in
+from harness.stand_in_server import HANG_SECONDS, StandIn, stand_in
 from harness.stand_in_vllm import vllm_in_process
 from harness.vllm_runs import changed, gap_of
 from rlif_lightning.data.environment_settings import EnvironmentSettings
@@ -73,7 +73,7 @@ def policy() -> PolicyModel:
 
 
 def engine_of(server: StandIn, folder: Path, policy: PolicyModel, **settings) -> VLLMServerEngine:
-    given = {"timeout": 60.0, "max_gap": 1e-3, **settings}
+    given = {"timeout": HANG_SECONDS, "max_gap": 1e-3, **settings}
     engine = VLLMServerEngine(server.url, str(folder), **given)
     engine.setup(policy, SEED)
     return engine
@@ -335,7 +335,7 @@ def test_episodes_that_are_played_ahead_are_dropped_at_once(standing, tmp_path, 
     def hang(path: str, body: dict[str, Any]) -> tuple[int, Any]:
         if body.get("n") == 1 and body["max_tokens"] < 16:
             waits.append(path)
-            standing.released.wait(60)
+            standing.released.wait(HANG_SECONDS)
             return 400, {}
         return real(path, body)
 
@@ -349,14 +349,15 @@ def test_episodes_that_are_played_ahead_are_dropped_at_once(standing, tmp_path, 
         time.sleep(0.01)
     started = time.monotonic()
     engine.discard_ahead()
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < HANG_SECONDS / 4
     assert engine.ahead.num_discarded == 1
     assert engine.pool is None
     standing.released.set()
 
 
 def arguments_for(server: StandIn, folder: Path, **settings: Any) -> list[str]:
-    given = {"server": server.url, "weights_folder": folder / "weights", "timeout": 60.0}
+    given = {"server": server.url, "weights_folder": folder / "weights"}
+    given["timeout"] = HANG_SECONDS
     named = [f"--model.engine.{name}={value}" for name, value in {**given, **settings}.items()]
     return ["--model.engine=VLLMServerEngine", *named]
 

@@ -75,7 +75,7 @@ class ChildEnvironment:
         try:
             is_value, found = self._pipe.recv()
         except (EOFError, OSError) as error:
-            self._process.join(1.0)
+            self._process.join(10.0)  # it may be about to end
             code = self._process.exitcode
             raise RuntimeError(f"the environment's process ended (exit code {code})") from error
         if not is_value:

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Lock
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -99,7 +100,7 @@ class EndpointJudge(ModelJudge):
         self.answers_elsewhere = True
         self.repeats_itself = sampling.temperature == 0 or cache_sampled
         self.seed, self._path = 0, cache
-        self._client, self._breaker = None, Breaker()
+        self._client, self._breaker, self._connecting = None, Breaker(), Lock()
         self._cache: ReplyCache | None = None
 
     def bind(self, models: RunModels) -> None:
@@ -117,7 +118,7 @@ class EndpointJudge(ModelJudge):
         waiting = list(requests)
         replies = []
         if client.breaker.reason and waiting:  # one question tries whether the server is back
-            client.breaker.reason = ""
+            client.breaker.close()
             replies.append(self._ask(client, waiting.pop(0)))
             if replies[0].text is None:
                 client.breaker.open(replies[0].failure)
@@ -130,20 +131,22 @@ class EndpointJudge(ModelJudge):
         return replies
 
     def interrupt(self) -> None:
-        self._breaker.open("the run was interrupted")
+        self._breaker.open("the run was interrupted", is_held=True)
 
     def _connected(self) -> ChatClient:
         """Return the client, made at the first call: only then is the number of ranks known."""
-        if self._client is None:
-            ranks = num_data_ranks()
-            requests, tokens = (
-                Pace(None if limit is None else limit / ranks)
-                for limit in (self.requests_per_minute, self.tokens_per_minute)
-            )
-            http = httpx2.Client(headers=credentials(self.key_variable), follow_redirects=False)
-            self._cache = None if self._path is None else ReplyCache(self._path)
-            self._client = ChatClient(self.url, http, self.timeout, requests, tokens, self._breaker)
-        return self._client
+        with self._connecting:  # heads that share a judge ask it at the same time
+            if self._client is None:
+                ranks = num_data_ranks()
+                requests, tokens = (
+                    Pace(None if limit is None else limit / ranks)
+                    for limit in (self.requests_per_minute, self.tokens_per_minute)
+                )
+                http = httpx2.Client(headers=credentials(self.key_variable), follow_redirects=False)
+                self._cache = None if self._path is None else ReplyCache(self._path)
+                own = (self.timeout, requests, tokens, self._breaker)
+                self._client = ChatClient(self.url, http, *own)
+            return self._client
 
     def _ask(self, client: ChatClient, request: Request) -> Reply:
         body, schema = self._body(request), request.schema if self.structured else None

@@ -52,20 +52,32 @@ class Breaker:
 
     def __init__(self) -> None:
         self._lock, self._in_a_row, self.reason = threading.Lock(), 0, ""
+        self._is_held = False
 
     def record(self, failure: str) -> None:
         """Count a question; an empty failure closes the breaker."""
         with self._lock:
             self._in_a_row = self._in_a_row + 1 if failure else 0
             if not failure:
-                self.reason = ""
+                self.reason = self.reason if self._is_held else ""
             elif self._in_a_row >= BREAK_AFTER and not self.reason:
                 self.reason = f"not sent after {self._in_a_row} failures in a row ({failure})"
 
-    def open(self, reason: str) -> None:
-        """Send nothing more: every further question would fail likewise."""
+    def open(self, reason: str, is_held: bool = False) -> None:
+        """Send nothing more: every further question would fail likewise.
+
+        Args:
+            reason: why.
+            is_held: whether it stays open though a call that is under way succeeds.
+        """
         with self._lock:
             self.reason = self.reason or reason
+            self._is_held |= is_held
+
+    def close(self) -> None:
+        """Send the next questions."""
+        with self._lock:
+            self.reason, self._is_held = "", False
 
 
 def pause(failures: int, wish: float | None, uniform: float) -> float:

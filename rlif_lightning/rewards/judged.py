@@ -89,7 +89,7 @@ class AskingHead(RewardHead):
         return self._started is not None
 
     def abandon(self) -> None:
-        if self._started is not None:
+        if self._started is not None and not self._started.cancel():
             self.judge.interrupt()
 
     def ask(self, rollout: Rollout) -> tuple[Any, list[Reply], dict[str, float]]:

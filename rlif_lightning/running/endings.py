@@ -165,7 +165,7 @@ def ending_of_error(error: BaseException, places: Sequence[tuple[str, int]] = ()
 
 def _lost(places: Sequence[tuple[str, int]]) -> str:
     """Name the lost process, whose connections close a moment before it is gone."""
-    for _ in range(10):
+    for _ in range(50 * bool(places)):  # five seconds: the machine may be busy
         if numbers := gone(places):
             return " and ".join(f"process {number} (pid {places[number][1]})" for number in numbers)
         time.sleep(0.1)

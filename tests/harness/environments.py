@@ -6,8 +6,19 @@ import math
 import os
 import random
 import threading
+import time
 
 from rlif_lightning.environments.base import MAX_CHARACTERS, Step
+
+PATIENT = 600.0  # seconds that only a hang reaches, however busy the machine is
+
+
+def eventually(holds):
+    """Wait for what another thread or process will do."""
+    last = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < last
+        time.sleep(0.02)
 
 
 def all_of(pool, numbers):
@@ -39,7 +50,7 @@ class Bad:
         if action == "raise":
             raise KeyError("lost")
         if action == "hang":
-            Bad.hold.wait(30)
+            Bad.hold.wait(PATIENT)
         if action == "nan":
             return Step("", math.nan)
         if action == "huge":

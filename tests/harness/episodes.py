@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -164,18 +165,17 @@ class Hanging(Talker):
 
     def step(self, action: str) -> Step:
         if self.told and self.seed % 2:
-            time.sleep(5)
+            time.sleep(60)
         return super().step(action)
 
 
 class Unseeded(Talker):
     """Begins differently each time."""
 
-    number = 0
+    numbers = itertools.count()  # no two threads get the same one
 
     def reset(self, seed: int | None = None, **row: Any) -> str:
-        Unseeded.number += 1
-        return f"{Unseeded.number}"
+        return f"{next(Unseeded.numbers)}"
 
 
 def settings_of(make: str = "Talker", **given: Any) -> EnvironmentSettings:

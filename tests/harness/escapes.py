@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -274,10 +275,11 @@ def attempt_all(level: str, folder: Path) -> dict[str, list[str]]:
     for name in ("home", "other"):
         (folder / name).write_text("secret")
     before = {path.name: path.lstat().st_mtime_ns for path in folder.iterdir()}
-    victim = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    victim = subprocess.Popen(["sleep", "600"], **quiet)
     target = {name: str(folder / name) for name in ("home", "other")}
     target |= {"folder": str(folder), "victim": victim.pid, "parent": os.getpid()}
-    sandbox = Sandbox(level, memory_mb=256, wall_seconds=30, call_seconds=10)
+    sandbox = Sandbox(level, memory_mb=256, wall_seconds=60, call_seconds=30)
     # Where nothing stops it, the first of them ends the victim, so it comes last.
     names = [*list(ESCAPES)[1:], next(iter(ESCAPES))]
     over = threading.Event()
@@ -298,9 +300,8 @@ def attempt_all(level: str, folder: Path) -> dict[str, list[str]]:
     )
     [[threads]] = sandbox.outcomes([Run(THREADS, "f", ((),))])
     over.set()
-    killed = victim.poll() is not None
-    victim.kill()
-    victim.wait()
+    victim.terminate()  # of two signals the first decides, though the victim may die later
+    killed = victim.wait() != -signal.SIGTERM
     after = {path.name: path.lstat().st_mtime_ns for path in folder.iterdir()}
     return {
         "through": [

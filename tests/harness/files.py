@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,6 +17,20 @@ SCRIPTS = [
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 EVERYTHING = [*LIBRARY, *CALLBACKS, *SCRIPTS]
+
+
+def known_to_git(ending: str, *options: str) -> list[Path]:
+    """The files of this repository with such an ending; where git cannot tell (an unpacked sdist, a
+    checkout that belongs to somebody else), those that are in no hidden folder.
+    """
+    command = ["git", "ls-files", *options]
+    try:
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        known = [ROOT / name for name in found.stdout.splitlines()]
+    except (OSError, subprocess.CalledProcessError):
+        inside = [path for path in ROOT.iterdir() if path.name[0] != "."]
+        known = [each for path in inside for each in (path, *path.rglob("*"))]
+    return sorted(path for path in known if path.name.endswith(ending) and path.is_file())
 
 
 def names_of(statement: ast.AST) -> set[str]:

@@ -28,6 +28,7 @@ import torch.distributed as dist
 
 from harness.files import PYTHONPATH, ROOT
 
+LONG = 900.0  # seconds that only a hang reaches, however busy the machine is
 FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload(["harness.warm"])
 
@@ -40,7 +41,7 @@ def server_runs() -> None:
 
 
 def run_module(
-    name: str, arguments: list[str], environment: dict[str, str], timeout: float = 240
+    name: str, arguments: list[str], environment: dict[str, str], timeout: float = LONG
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python -m name`` here; over when all that it started have closed its output.
 
@@ -108,7 +109,7 @@ def one_of_two(rank: int, work: Callable[..., None], folder: Path, *arguments: A
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=2,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=LONG),
     )
     work(rank, folder, *arguments)
     dist.destroy_process_group()

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
+
 Answer = tuple[int, Any, dict[str, str]] | str | None
 
 
@@ -20,7 +22,8 @@ class JudgeServer(ThreadingHTTPServer):
         answers: those of the next requests, then ``usual``. A text is a reply's content, a triple
             is status, JSON and headers; None closes the connection without a word, and HANG says
             nothing until the test ends.
-        most: the largest number of requests that were being answered at one time.
+        most: the largest number of requests at one time whose answers were being thought of. What
+            is being sent does not count: its client may have it, and ask the next one.
     """
 
     HANG = "(hang)"
@@ -50,17 +53,17 @@ class Handler(BaseHTTPRequestHandler):
             server.now += 1
             server.most = max(server.most, server.now)
             answer = server.answers.pop(0) if server.answers else ...
-        answer = server.usual(body) if answer is ... else answer
         try:
-            self._answer(server, answer)
+            answer = server.usual(body) if answer is ... else answer
         finally:
             with server.lock:
                 server.now -= 1
+        self._answer(server, answer)
 
     def _answer(self, server: Any, answer: Answer) -> None:
         self.close_connection = True
         if answer == server.HANG:
-            server.released.wait(30)
+            server.released.wait(600)
         if answer is None or answer == server.HANG:
             return
         if isinstance(answer, str):
@@ -86,8 +89,9 @@ def message(content: Any) -> dict[str, Any]:
 
 @contextmanager
 def judge_server() -> Iterator[JudgeServer]:
-    """A running one."""
-    with JudgeServer() as server:
+    """A running one, which no proxy of the environment stands before."""
+    with pytest.MonkeyPatch.context() as patch, JudgeServer() as server:
+        patch.setenv("no_proxy", "*")
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             yield server

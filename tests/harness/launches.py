@@ -104,9 +104,9 @@ def launch(folder: Path, runs: dict[str, list[str]], torchrun: int = 0, forks: i
     arguments = [str(folder), str(forks), json.dumps(given)]
     if torchrun:
         start = ["--standalone", f"--nproc-per-node={torchrun}", "-m", "harness.launched"]
-        done = run_module("torch.distributed.run", [*start, *arguments], kept | QUIET, 900)
+        done = run_module("torch.distributed.run", [*start, *arguments], kept | QUIET)
     else:
-        done = run_module("harness.launched", arguments, kept | QUIET, 900)
+        done = run_module("harness.launched", arguments, kept | QUIET)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 
 
@@ -121,7 +121,7 @@ def both_end(folder: Path, arguments: list[str]) -> list[str]:
 
     def one(rank: int) -> subprocess.CompletedProcess[str]:
         own = {**environment(), **QUIET, **group, "LOCAL_RANK": str(rank)}
-        return run_module("harness.launched", arguments, own, 120)
+        return run_module("harness.launched", arguments, own)
 
     with ThreadPoolExecutor(2) as both:
         done = list(both.map(one, range(2)))
@@ -154,7 +154,7 @@ def figures(folder: Path, name: str) -> list[dict[str, float]]:
 def metrics(folder: Path, name: str) -> list[dict[str, float]]:
     """What was logged, but for times and for what depends on how work is cut up."""
     left_out = ("time/", "per_second", "update/")
-    with next((folder / name).rglob("metrics.csv")).open() as file:
+    with min((folder / name).rglob("metrics.csv")).open() as file:
         rows = [
             {k: float(v) for k, v in row.items() if v and not any(x in k for x in left_out)}
             for row in csv.DictReader(file)
@@ -196,4 +196,4 @@ def assert_two_are_one(
 
 def checkpoint(folder: Path, name: str) -> Path:
     """After the first of two rollouts, in the middle of the epoch."""
-    return next((folder / name).rglob("*step=4.ckpt"))
+    return min((folder / name).rglob("*step=4.ckpt"))

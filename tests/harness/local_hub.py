@@ -128,6 +128,7 @@ def local_hub(token: str = TOKEN) -> Iterator[LocalHub]:
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         patch.setenv("HF_TOKEN", token)
+        patch.setenv("no_proxy", "*")
         try:
             yield hub
         finally:

@@ -7,8 +7,10 @@ from datasets import Dataset
 from rlif_lightning.data.sources import ArithmeticProblems
 from rlif_lightning.sandbox.pool import Sandbox
 
+# Limits of time that only a hang reaches, however busy the machine is.
+PATIENT = {"wall_seconds": 60, "call_seconds": 30, "memory_mb": 256}
 # The strongest sandbox of the machine, whatever it is: test_escape.py is about what it stops.
-SANDBOX = Sandbox("rlimits+", wall_seconds=2, call_seconds=1, memory_mb=256)
+SANDBOX = Sandbox("rlimits+", **PATIENT)
 PROGRAMS = [
     "def f(xs, k): return sorted(xs)[:k]",
     "def f(xs, k):\n    xs.sort()\n    return [x for i, x in enumerate(xs) if i < k]",

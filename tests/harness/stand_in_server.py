@@ -26,6 +26,8 @@ from rlif_lightning.rollout.vllm_weights import fingerprint
 from rlif_lightning.rollout.vllm_worker import PolicyWorker
 from rlif_lightning.sampling import Sampling
 
+HANG_SECONDS = 600.0  # nothing takes so long, however busy the machine is
+
 
 class Worker(PolicyWorker):
     """What vLLM's worker has that the extension uses, for a Hugging Face model."""
@@ -57,10 +59,10 @@ class StandIn(ThreadingHTTPServer):
             left.
         key: what must come as ``Authorization: Bearer``, as vLLM asks under /v1 with ``--api-key``;
             None = nothing.
-        hang: paths that are not answered until ``released`` is set.
+        hang: paths that are not answered until ``released`` is set, or ``HANG_SECONDS`` are over.
         dies: path -> share of an answer's bytes after which the connection is closed, as when the
             process is killed.
-        pause: seconds between every two pieces of an answer's body.
+        pause: seconds between every two bytes of an answer's body.
         drawn: (seed of the request, id of the weights, their float64 sum) of every request that
             samples.
     """
@@ -86,10 +88,10 @@ class StandIn(ThreadingHTTPServer):
         """As vLLM's server: what the engine's process raises is its message under status 500."""
         self.asked.append((path, body))
         if path in self.hang:
-            self.released.wait(60)
-        if self.answers.get(path):
-            return self.answers[path].pop(0)
+            self.released.wait(HANG_SECONDS)
         with self.lock:
+            if self.answers.get(path):
+                return self.answers[path].pop(0)
             if self.over:
                 return 503, {"error": {"message": "the server ends"}}
             if path == "/collective_rpc":
@@ -162,7 +164,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        data, piece = data[: int(share * len(data))], 20 if self.server.pause else len(data)
+        data, piece = data[: int(share * len(data))], 1 if self.server.pause else len(data)
         for start in range(0, len(data), piece):
             self.wfile.write(data[start : start + piece])
             time.sleep(self.server.pause)
