@@ -198,6 +198,12 @@ def test_equivalent_without_the_library(a, b, same, monkeypatch):
         ("(A) 3, (B) 5", "(A) 4, (B) 6", False),
         ("A: 3, B: 5", "A", False),
         ("1/0", "2/0", False),
+        ("3 to 5", "5 to 3", False),
+        ("5 minus 3", "3 minus 5", False),
+        ("3 out of 5", r"5\text{ out of }3", False),
+        ("4 per 3", "3 per 4", False),
+        ("3 x 5", "5 x 3", True),
+        (r"3+\int_0^1 x dx", r"\int_{0}^{1} x dx+3", True),
         (r"\frac{1}{", r"\frac{1}", False),
         ("x<3", r"(-\infty,3)", True),  # the library says True one way round only
     ],
