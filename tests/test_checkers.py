@@ -40,7 +40,10 @@ def judged(text: str, gold: str) -> bool:
         ("{3, 1, 2}", "{1, 2, 3}", True),
         ("set()", "{}", False),
         ("-3", "- 3", True),
-        ("assert f('x == y', 2) == 'x'", "'x'", False),  # the first == is inside the call
+        ("assert f('x == y', 2) == 'x'", "'x'", True),  # the first == is inside the call
+        ("assert f('x == y', 2) == 'z'", "'x'", False),
+        ("assert f(2) == 'x == y'", "'x == y'", True),
+        ("assert f(2) == 'x == y'", "'y'", False),
         ("assert f('xy', 2) == 'x'", "'x'", True),
         ("f(3) == [1,\n 2]", "[1, 2]", True),
         ("None", "None", True),

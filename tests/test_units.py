@@ -96,7 +96,7 @@ NOUNS = [
         ("2.5''", "2.5", 1, "inch"),
         ('5 "', "5", 1, "inch"),
         ("5'10\"", "5'10\"", 1, ""),
-        ('"5"', '"5"', 1, ""),
+        ('"5"', "5", 1, ""),  # quotation marks are none of a number's marks
     ],
 )
 def test_split_unit(answer, value, factor, unit):

@@ -23,6 +23,7 @@ from rlif_lightning.data.described import Described
 
 # A longer literal is no answer. The bound also keeps Python's parser far from its own limits.
 _MAX_LITERAL = 4096
+_MAX_EQUALS = 16  # of an assertion that are tried
 
 
 class Checker(Described, ABC):
@@ -210,10 +211,14 @@ class _Literal:
 
 
 def _literal(text: str) -> _Literal | None:
-    """Read a literal, or what follows ``==`` in an assertion, without running anything."""
+    """Read a literal, or what follows ``==`` in an assertion, without running anything.
+
+    A ``==`` behind which there is no literal is part of the call.
+    """
     if len(text) > _MAX_LITERAL:
         return None
-    for candidate in (text, text.partition("==")[2]):
+    parts = text.split("==", _MAX_EQUALS)
+    for candidate in (text, *("==".join(parts[n:]) for n in range(1, len(parts)))):
         try:
             with warnings.catch_warnings():
                 # The parser warns about the text itself, such as "1 is 1" or "\d".

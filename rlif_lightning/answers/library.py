@@ -38,6 +38,10 @@ _INDEX = re.compile(r"_\{[^{}]*\}")
 _UNCERTAIN = re.compile(
     r"(?<![\^_0-9.])[0-9.]+ [0-9.]+(?![0-9./])|!!|\^(?:\w|\{[^{}]*\})\^|[0-9] ?'.*[0-9]"
 )
+# Words between numbers say in which order these count: "3 to 5", "5 minus 3". To the library they
+# are products, in any order. Two letters may be a product.
+_WORD = re.compile(r"(?<![A-Za-z])(?:[A-Za-z]{3,}|to|of|by|in|or|at|on|is|as|if)(?![A-Za-z])")
+_PIECE = re.compile(r"[0-9]+|[A-Za-z]+")
 _COMPUTED = ("value", "function", "list", "sequence")
 
 
@@ -104,13 +108,12 @@ def library_equal(
         RuntimeError: math-verify's process cannot be started at all.
     """
     x, y = readings
-    if (x.known and y.known and not (rounding and _same_form(x, y))) or not _believable(
-        a, b, rounding
-    ):
+    are_known = x.known and y.known
+    if are_known and not (rounding and _same_form(x, y)):
         return False
-    first, second = sorted(
-        split_unit(text).value if x.known and y.known else text for text in (a, b)
-    )
+    if not _believable(a, b, rounding) or not (are_known or _in_one_order(a, b)):
+        return False
+    first, second = sorted(split_unit(text).value if are_known else text for text in (a, b))
     return budget.question(first) and budget.question(second) and budget.question(first, second)
 
 
@@ -144,6 +147,12 @@ def _believable(a: str, b: str, rounding: bool) -> bool:
         for pattern in (_NUMERAL, _BRACKETS)
     )
     return same and _letters(a) == _letters(b)
+
+
+def _in_one_order(a: str, b: str) -> bool:
+    """Return whether numbers and words stand in one order, where there are words at all."""
+    bare = [_COMMAND.sub(" ", text) for text in (a, b)]
+    return not any(map(_WORD.search, bare)) or _PIECE.findall(bare[0]) == _PIECE.findall(bare[1])
 
 
 def _letters(text: str) -> set[str]:

@@ -125,9 +125,9 @@ _PLAIN = re.compile(r"(?:0|-?[1-9][0-9]*)")
 def normalise(answer: str) -> str:
     r"""Return the canonical spelling of an answer, with the same value. Idempotent.
 
-    Letters with accents are one character each. Takes away surrounding whitespace, markdown
-    emphasis, TeX's ``$``, a final period, ``\boxed{}``, ``\left``, TeX spacing, ``\text{}``,
-    "approximately", and spaces around operators and brackets.
+    Letters with accents are one character each. Takes away surrounding whitespace, quotation marks
+    and markdown emphasis, TeX's ``$``, a final period, ``\boxed{}``, ``\left``, TeX spacing,
+    ``\text{}``, "approximately", and spaces around operators and brackets.
     ``\dfrac`` becomes ``\frac``. ``½``, ``√2``, ``π``, ``x²``, ``≥`` and full-width characters
     become TeX; degree and per cent signs become ``°`` and ``%``, a dollar sign ``\$``. Thousands
     lose their commas and spaces (``1,234`` and ``28\,121\,600``, but ``81, 256`` and ``(1,200)``
@@ -218,14 +218,16 @@ def _untexted(text: str) -> str:
     return text
 
 
+_QUOTED = re.compile(r"""(["'])((?:(?!\1).)*\w(?:(?!\1).)*)\1""", re.DOTALL)
 _BOX = re.compile(r"(?:\\(?:boxed|fbox)\s*)?\{(.*)\}", re.DOTALL)
 
 
 def _unwrapped(text: str) -> str:
-    """Remove markdown around an answer, a final period, and a box around all of it."""
+    """Remove markdown or quotation marks around an answer, a final period, and a box around it."""
     text = text.strip()
     text = text.strip("*`") if text[:1] in "*`" or text[-1:] in "*`" else text
     text = text.strip("_").rstrip(" .,;").strip()
+    text = quoted[2].strip() if (quoted := _QUOTED.fullmatch(text)) else text
     text = re.sub(r"(?<=[A-Za-z0-9)}\]%°])\.(?=\$+$)", "", text)  # "$18.$"
     box = _BOX.fullmatch(text)
     return box[1] if box and _balanced(box[1]) else text
