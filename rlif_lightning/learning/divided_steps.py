@@ -61,7 +61,8 @@ def fault_on_shards(
             make, shards([start, start[0]]), [shards([each, each[0]]) for each in gradients]
         )
     except Exception as error:  # of PyTorch's, of any kind: an operation that it cannot divide
-        return f"its step ends with {type(error).__name__}: {str(error).splitlines()[0]:.120}"
+        said = str(error).partition(". ")[0].partition("\n")[0]
+        return f"its step ends with {type(error).__name__}: {said}"
     for one, other, first in zip(moved, whole, (start, start[0]), strict=True):
         assert isinstance(one, DTensor)
         if not _alike(one.full_tensor(), other, first):
