@@ -17,6 +17,7 @@ from callbacks.steering import Snapshots
 from harness.python_runs import data_of, module
 from harness.runs import BASE, LONG, assert_same, parameters
 from rlif_lightning import MuonAdamW, RLIFTrainer, cli
+from rlif_lightning.learning.divided_steps import differs_by_parts
 from rlif_lightning.learning.muon import mark_embeddings
 from rlif_lightning.learning.optimizer import LearningRateSchedule, check_optimizer
 from rlif_lightning.records import RewardOutput, Rollout
@@ -77,6 +78,28 @@ FAST = [
     "--model.sampling.max_new_tokens=16",
     "--model.update.updates_per_rollout=2",
 ]
+
+
+ELEMENTWISE = [
+    "SGD",
+    "AdamW",
+    "NAdam",
+    "RAdam",
+    "Adamax",
+    "Adagrad",
+    "Adadelta",
+    "RMSprop",
+    "Rprop",
+]
+
+
+class NoStep(torch.optim.SGD):
+    def step(self, closure=None):
+        raise RuntimeError("CUDA only")
+
+
+def cannot_step(parameters):
+    return NoStep(parameters)
 
 
 @pytest.fixture(autouse=True)
@@ -233,6 +256,35 @@ def test_muon_needs_whole_matrices_of_its_own():
 
     with pytest.raises(ValueError, match=r"use rlif_lightning\.MuonAdamW, which has AdamW for"):
         build_optimizer(torch.optim.Muon, [Parameter(torch.ones(2))])
+
+
+@pytest.mark.parametrize(
+    ("make", "differs"),
+    [
+        (torch.optim.Adafactor, True),
+        (partial(torch.optim.Adafactor, lr=1e-6), True),
+        (torch.optim.Muon, True),
+        (MuonAdamW, True),
+        *((getattr(torch.optim, name), False) for name in ELEMENTWISE),
+        (partial(torch.optim.AdamW, lr=1e-6), False),
+        (cannot_step, False),
+    ],
+)
+def test_what_reads_whole_matrices_steps_their_halves_otherwise(make, differs):
+    """Found by trying, whatever the class: each process would step its part by other figures."""
+    assert differs_by_parts(make) is differs
+
+
+def test_an_optimizer_without_a_learning_rate_or_refusing_its_arguments_is_a_setting():
+    adafactor = pytest.importorskip("transformers").Adafactor
+    with pytest.raises(ValueError, match=r"model\.optimizer\.lr=None must be positive"):
+        check_optimizer(adafactor, LearningRateSchedule(), 1)
+
+    def without_momentum(parameters):
+        raise NotImplementedError("LARS without momentum is not supported!")
+
+    with pytest.raises(ValueError, match=r"model\.optimizer: LARS without momentum"):
+        check_optimizer(without_momentum, LearningRateSchedule(), 1)
 
 
 QUIET = {

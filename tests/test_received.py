@@ -124,6 +124,43 @@ def test_advantages_of_a_wrong_shape_are_refused_under_the_estimator_s_name():
         score_rollout(rollout, outputs, Flat(), torch.ones(1))
 
 
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("stats.logprobs", lambda rollout: rollout.stats.logprobs.clamp_(min=-1)),
+        ("stats.entropy", lambda rollout: rollout.stats.entropy.mul_(rollout.mask)),
+        ("mask", lambda rollout: rollout.mask[:, 0].fill_(False)),
+        ("texts", lambda rollout: rollout.texts.sort(reverse=True)),
+    ],
+)
+def test_a_head_that_changes_the_rollout_in_place_is_refused(field, change):
+    """Its log-probs are those that the update compares with; the run went on with other ones."""
+
+    class Changes(Returns):
+        def forward(self, rollout: Rollout) -> RewardOutput:
+            change(rollout)
+            return self.output
+
+    heads = {"mine": WeightedReward(Changes(SCORES))}
+    with pytest.raises(RuntimeError, match=rf"head 'mine' changed rollout\.{field} in place"):
+        RewardSet(heads)(handmade(["first", "second"], 2))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"log": None}, r"'mine' returned log=None; a dictionary is needed"),
+        ({"log": [("a", 1)]}, r"'mine' returned log=\[\('a', 1\)\]; a dictionary is needed"),
+        ({"columns": None}, r"'mine' returned columns=None; a dictionary is needed"),
+        ({"columns": {"a": 1}}, r"'mine' returned int values in the column 'a'; one per"),
+        ({"answers": 7}, r"'mine' returned int answers; one per completion, 2, is needed"),
+    ],
+)
+def test_what_stands_beside_the_scores_is_refused_under_the_head_s_name(given, message):
+    with pytest.raises(RuntimeError, match=message):
+        ask(RewardOutput(SCORES, **given))
+
+
 @dataclass(frozen=True)
 class Weighs(Clipped):
     """Marks with whole numbers, which could be places as well."""

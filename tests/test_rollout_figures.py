@@ -42,3 +42,15 @@ def test_a_head_does_not_replace_what_another_one_logged():
     assert found["policy/entropy"] > 0
     assert found["reward/greedy/policy/entropy"] == -1
     assert found["reward/greedy/reward/first/mean"] == -2
+
+
+def test_a_head_does_not_replace_what_the_run_logs_later():
+    """Nor moves the axis of the loggers, which Lightning takes from a figure called step."""
+    names = ["policy/clip_fraction", "time/update", "val/accuracy", "guard/alarms", "step", "epoch"]
+    log = dict.fromkeys(names, -1.0)
+    found = figures(
+        handmade(["1", "2"], 2), {"mine": RewardOutput(torch.ones(2), log=log | {"mine/x": 2.0})}
+    )
+    assert not found.keys() & set(names)
+    assert [found[f"reward/mine/{name}"] for name in names] == [-1] * len(names)
+    assert found["mine/x"] == 2

@@ -6,14 +6,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from harness.architectures import TOKENIZER, save_tiny, tiny_config
+from rlif_lightning.learning.divided_steps import fault_on_shards
 from rlif_lightning.learning.optimizer import build_optimizer
 from rlif_lightning.masked import masked_sum
 from rlif_lightning.model.loading import LoRA, Policy, load_pretrained
@@ -241,3 +244,29 @@ def test_weights_under_other_names_are_refused(tiny_models, sharding, tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="a sharded run reads safetensors only"):
         sharded_policy(Policy(str(tmp_path)), sharding)
+
+
+class HalvesItsPart(torch.optim.SGD):
+    """Reads the part of a process as if it were the whole."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            local = parameter.to_local() if isinstance(parameter, DTensor) else 2 * parameter
+            local.mul_(0.5)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "NAdam", "Adagrad", "RMSprop"])
+def test_optimizers_that_step_sharded_weights_as_whole_ones(sharding, name):
+    assert fault_on_shards(getattr(torch.optim, name), sharding.mesh) is None
+
+
+def test_optimizers_that_do_not(sharding):
+    """Operations that PyTorch cannot divide, and another step; found by trying."""
+    found = fault_on_shards(torch.optim.Adafactor, sharding.mesh)
+    assert found is not None
+    assert found.startswith("its step ends with RuntimeError: aten.pow_")
+    found = fault_on_shards(partial(torch.optim.Rprop, lr=1e-6), sharding.mesh)
+    assert found is not None
+    assert "aten.index_put_" in found
+    assert fault_on_shards(HalvesItsPart, sharding.mesh) == "its step is another one there"

@@ -192,7 +192,7 @@ def build_optimizer(make: OptimizerFactory, parameters: Iterable[Parameter]) -> 
     trained = list(parameters)
     try:
         optimizer = make(trained)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, NotImplementedError, AssertionError) as error:
         raise ValueError(f"model.optimizer: {error}; {_remedy(make, error)}") from error
     if not isinstance(optimizer, Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError(
@@ -202,8 +202,9 @@ def build_optimizer(make: OptimizerFactory, parameters: Iterable[Parameter]) -> 
     for settings in (optimizer.defaults, *optimizer.param_groups):
         settings |= {name: _without_numpy(value) for name, value in settings.items()}
     for group in optimizer.param_groups:
-        if not 0 < float(group["lr"]) < math.inf:
-            raise ValueError(f"model.optimizer.lr={group['lr']} must be positive and finite")
+        rate = group.get("lr")  # transformers' Adafactor computes one of its own without
+        if rate is None or not 0 < float(rate) < math.inf:
+            raise ValueError(f"model.optimizer.lr={rate} must be positive and finite")
         if _may_be_fused(optimizer, group):
             group["fused"] = True
     return optimizer

@@ -12,6 +12,7 @@ from rlif_lightning.learning.episode_figures import episode_metrics
 from rlif_lightning.learning.normalization import scored_lengths
 from rlif_lightning.learning.step_advantages import step_parts
 from rlif_lightning.masked import masked_max, masked_std
+from rlif_lightning.metric_names import is_of_run
 from rlif_lightning.processes.collectives import all_rank_max, all_rank_mean_std, all_rank_sum
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.received import kept_completions, only_scores_of
@@ -37,8 +38,8 @@ def score_rollout(
     Returns:
         ``[B, T]`` advantages (constant over a completion unless the estimator works on tokens), and
         the metrics ``reward/<head>/{mean,std,group_std,share,gradient_norm}``, ``policy/entropy``,
-        ``rollout/{length,ended}`` and the heads' own. A figure that is there already, such as
-        another vote's, is named ``reward/<head>/<figure>``.
+        ``rollout/{length,ended}`` and the heads' own. A head's figure whose name is another one's,
+        such as a second vote's or ``time/update``, is named ``reward/<head>/<figure>``.
 
     Raises:
         ValueError: the estimator returned a wrong shape; names it.
@@ -71,7 +72,8 @@ def score_rollout(
         }
     for name, output in outputs.items():
         for figure, value in output.log.items():
-            metrics[f"reward/{name}/{figure}" if figure in metrics else figure] = value
+            taken = figure in metrics or is_of_run(figure)
+            metrics[f"reward/{name}/{figure}" if taken else figure] = value
     return advantages, metrics
 
 

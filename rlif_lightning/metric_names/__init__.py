@@ -8,6 +8,7 @@ this table against a run that logs everything, and against every literal in code
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from rlif_lightning.metric_names.acting import ACTING
 from rlif_lightning.metric_names.checking import CHECKING
@@ -27,6 +28,8 @@ PLACEHOLDERS = {
     "figure": r"(?:checker|code|criterion|entity|environment|judge|reuse|rollout|rubric|time"
     r"|turing|vote)/\w+",
 }
+LIGHTNINGS = ("step", "epoch")  # the axes of every logger
+HEADS = ("rlif_lightning/rewards/", "rlif_lightning/judges/")
 VALIDATION = ("val/", "val_low/", "val_high/")
 LOGGED = {**TRAINING, **VOTING, **ACTING, **CHECKING, **SYSTEMS, **WATCHING}
 
@@ -39,6 +42,18 @@ def entry_of(name: str) -> str | None:
         ('reward/<head>/mean', '<stage>/pass@<k>', None)
     """
     return next((entry for entry in LOGGED if re.fullmatch(_pattern(entry), name)), None)
+
+
+@cache
+def is_of_run(name: str) -> bool:
+    """Return whether the run, an evaluation or a callback logs this name, and no reward head does.
+
+    Example:
+        >>> is_of_run("policy/clip_fraction"), is_of_run("vote/unanimous"), is_of_run("mine/length")
+        (True, False, False)
+    """
+    entry = entry_of(name)
+    return name in LIGHTNINGS or (entry is not None and not LOGGED[entry].owner.startswith(HEADS))
 
 
 def _pattern(entry: str) -> str:

@@ -54,7 +54,7 @@ TRAINING = {
     ),
     "reward/<head>/<figure>": Logged(
         "as `<figure>`",
-        "A figure of this head that an earlier head logs too, such as a second vote's.",
+        "A figure of this head whose name another figure has, such as a second vote's.",
         "as `<figure>`",
         _SCORES,
     ),

@@ -6,7 +6,8 @@ An error that is found later could not name the head.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Real
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor
 from rlif_lightning.processes.collectives import broadcast_from_first
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.step_scores import StepScores
+
+_MAP = "a dictionary is needed, {} for nothing"
 
 
 def received(name: str, output: Any, rollout: Rollout) -> RewardOutput:
@@ -88,6 +91,34 @@ def _steps(name: str, steps: StepScores, rollout: Rollout) -> StepScores:
     return StepScores(broadcast_from_first(ends), broadcast_from_first(scores))
 
 
+@contextmanager
+def left_as_it_is(name: str, rollout: Rollout) -> Iterator[None]:
+    """Refuse a change of a rollout by the head that is asked inside; other heads and the update
+    read it too. A change through an array of NumPy is not seen.
+
+    Raises:
+        RuntimeError: names the head and what it changed.
+    """
+    before = _state(rollout)
+    yield
+    changed = [field for field, state in _state(rollout).items() if state != before[field]]
+    if changed:
+        raise RuntimeError(
+            f"reward head {name!r} changed rollout.{changed[0]} in place, which other heads and the"
+            " update read as well; change a copy, such as tensor.clone() or list(texts)"
+        )
+
+
+def _state(rollout: Rollout) -> dict[str, Any]:
+    """Return what changes with a tensor or a list: PyTorch counts changes of a tensor."""
+    parts = vars(rollout) | {f"stats.{field}": each for field, each in vars(rollout.stats).items()}
+    return {
+        field: value._version if isinstance(value, Tensor) else tuple(value)
+        for field, value in parts.items()
+        if (isinstance(value, Tensor) and not value.is_inference()) or field == "texts"
+    }
+
+
 def kept_completions(rollout: Rollout, outputs: Mapping[str, RewardOutput]) -> Tensor:
     """Return ``[B]`` bool: the completions that no head's ``keep_mask`` drops."""
     keep = torch.ones_like(rollout.ended)
@@ -149,20 +180,25 @@ def _tensor(
 
 
 def _check_lists(name: str, output: RewardOutput, size: int) -> None:
+    if not isinstance(output.columns, Mapping):
+        raise RuntimeError(f"reward head {name!r} returned columns={output.columns!r:.60}; {_MAP}")
     lists = {
         f"values in the column {column!r}": values for column, values in output.columns.items()
     }
     if output.answers is not None:
         lists["answers"] = output.answers
     for named, values in lists.items():
-        if len(values) != size:
+        number = len(values) if isinstance(values, Sized) else type(values).__name__
+        if number != size:
             raise RuntimeError(
-                f"reward head {name!r} returned {len(values)} {named}; one per completion,"
+                f"reward head {name!r} returned {number} {named}; one per completion,"
                 f" {size}, is needed"
             )
 
 
-def _check_log(name: str, log: Mapping[str, Any]) -> None:
+def _check_log(name: str, log: Any) -> None:
+    if not isinstance(log, Mapping):
+        raise RuntimeError(f"reward head {name!r} returned log={log!r:.60}; {_MAP}")
     for key, value in log.items():
         number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
         if not isinstance(key, str) or not number:

@@ -21,7 +21,12 @@ from rlif_lightning.processes.collectives import all_rank_sum, is_collectives_er
 from rlif_lightning.records import RewardOutput, Rollout, overlap
 from rlif_lightning.rewards.base import WeightedReward, seen_by
 from rlif_lightning.rewards.functional import without_length
-from rlif_lightning.rewards.received import kept_completions, only_scores_of, received
+from rlif_lightning.rewards.received import (
+    kept_completions,
+    left_as_it_is,
+    only_scores_of,
+    received,
+)
 
 
 class RewardSet(nn.Module):
@@ -202,9 +207,14 @@ class RewardSet(nn.Module):
             raise
 
     def _ask(self, name: str, rollout: Rollout) -> RewardOutput:
+        with left_as_it_is(name, rollout):
+            output = self._answer_of(name, rollout)
+        return received(name, output, rollout)
+
+    def _answer_of(self, name: str, rollout: Rollout) -> Any:
         head: Any = self.heads[name]
         try:
-            output = head(rollout)
+            return head(rollout)
         except Exception as error:
             if is_collectives_error(error):
                 raise  # another process was lost; no head and no completion is at fault
@@ -213,7 +223,6 @@ class RewardSet(nn.Module):
                 f" {error}\n"
                 f"while scoring completions such as {_excerpt(rollout)}"
             ) from error
-        return received(name, output, rollout)
 
 
 def _excerpt(rollout: Rollout, width: int = 200) -> str:

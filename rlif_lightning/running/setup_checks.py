@@ -14,13 +14,18 @@ from lightning.pytorch.utilities import rank_zero_info
 from rlif_lightning.data.curriculum import Curriculum
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.data.streams import Streamed
-from rlif_lightning.learning.optimizer import check_optimizer
+from rlif_lightning.learning.divided_steps import differs_by_parts, fault_on_shards
+from rlif_lightning.learning.optimizer import OptimizerFactory, check_optimizer
 from rlif_lightning.learning.step_advantages import StepDelta
 from rlif_lightning.rewards.base import WeightedReward
 from rlif_lightning.running.environment_checks import check_environment
 from rlif_lightning.running.planned import planned_rollouts
 from rlif_lightning.running.stock_callbacks import check_callbacks
-from rlif_lightning.running.strategies import DividedStrategy
+from rlif_lightning.running.strategies import (
+    DividedStrategy,
+    ShardedStrategy,
+    TensorParallelStrategy,
+)
 from rlif_lightning.running.teachers import check_teacher
 from rlif_lightning.running.texts import check_texts
 
@@ -126,6 +131,7 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     _check_objective(module, data)
     is_divided = isinstance(module.trainer.strategy, DividedStrategy)
     check_optimizer(module.make_optimizer, module.schedule, module.trainer.max_steps, is_divided)
+    _check_divided_steps(module.make_optimizer, module.trainer.strategy)
     check_trainer(vars(module.trainer))
     check_callbacks(module.trainer.callbacks, is_divided)
     if module.dynamic_sampling is not None:
@@ -145,6 +151,21 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     if data is not None and train is not None:
         module.plan.check(data.prompts_per_rollout)
         module.rewards.check(train, module.group_size)
+
+
+def _check_divided_steps(make: OptimizerFactory, strategy: Any) -> None:
+    """Refuse an optimiser that would step divided weights otherwise than whole ones, or not."""
+    fault = None
+    if isinstance(strategy, ShardedStrategy):
+        fault = fault_on_shards(make, strategy.device_mesh["data_parallel"])
+    if isinstance(strategy, TensorParallelStrategy) and differs_by_parts(make):
+        fault = "it reads each matrix as a whole, and would step its part by the part's own figures"
+    if fault is not None:
+        raise ValueError(
+            f"model.optimizer cannot step weights that trainer.strategy={type(strategy).__name__}"
+            f" divides between processes ({fault}); use another optimiser, such as"
+            " torch.optim.AdamW, or --config configs/strategy/ddp.yaml"
+        )
 
 
 def _check_objective(module: Any, data: PromptData | None) -> None:
