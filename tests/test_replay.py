@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harness.objectives import OBJECTIVES
+from rlif_lightning.learning.entropy_minimisation import EntropyMinimisation
 from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.objective_base import Objective, ReferenceKL
 from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov
@@ -459,6 +460,10 @@ def test_an_objective_that_reads_entropy_and_reference_is_accepted():
 def test_every_objective_of_the_library_reads_old_log_probs(objective):
     if objective.teacher is not None or objective.column is not None:
         pytest.skip("a teacher's feedback and given texts are not replayed: both are refused")
+    if isinstance(objective, EntropyMinimisation):  # it has no ratio, and knows no old policy
+        with pytest.raises(ValueError, match="EntropyMinimisation does not depend on the old"):
+            Replay(4).check(objective, 4)
+        return
     Replay(4).check(objective, 4)
 
 
