@@ -66,6 +66,9 @@ _MATRIX = re.compile(
     r"(?:\{[lcr|]*\})?(?P<cells>(?:(?!\\begin).)*)\\end\{(?P=kind)\}[)\]]?"
 )
 _NUMBERED = re.compile(r"[-+]?(?:\\?\$)?[0-9.]+ .*[A-Za-z]{2,}$")
+# A range, a score or a date, which may be a difference or a quotient that was not worked out.
+_PARTED = re.compile(r"[0-9.]+(?:-[0-9.]+)+|[0-9]+(?:/[0-9]+){2,}")
+_ZERO_FIRST = re.compile(r"(?<![0-9.])0[0-9]")  # as in a date
 _UNION = re.compile(r"\\cup(?![A-Za-z])")
 _SIGNS = re.compile(r"\\(pm|mp)(?![A-Za-z])\s*")
 
@@ -289,7 +292,15 @@ def _read_value(text: str, depth: int) -> Reading | None:
     others = {value_key((scale, node))} if scale else set()
     if parted.unit and re.search(r"(?<![A-Za-z])[A-Za-z]$", text):
         others |= _as_product(text)
-    return replace(reading, alternates=reading.alternates | others)
+    reading = replace(reading, alternates=reading.alternates | others)
+    return _parted(parted.value, reading) if _PARTED.fullmatch(parted.value) else reading
+
+
+def _parted(value: str, computed: Reading) -> Reading:
+    """Read ``10-20`` as itself, and in another way as what it is if it is computed."""
+    own = with_unit(Reading(("parted", value)), computed.unit)
+    others = set() if _ZERO_FIRST.search(value) else computed.alternates | {computed.key}
+    return replace(own, alternates=own.alternates | others)
 
 
 def _as_product(text: str) -> set[Key]:
