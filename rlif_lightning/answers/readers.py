@@ -52,7 +52,10 @@ _SEPARATOR = re.compile(
     r"[,;] (?:and |or )?|[,;]| (?:and|or) |\\cup(?![A-Za-z])|\\(?:lor|vee|land|wedge)(?![A-Za-z])"
 )
 _AND = re.compile(r"(?<![,;]) and |\\(?:land|wedge)(?![A-Za-z])")
-_LETTER = re.compile(r"(?:\(([A-Ja-e])\)[.:]? ?|([A-J])(?:\. |\) ?|: ?))(?=[0-9\\$.-]|[A-Za-z]{2})")
+_LETTER = re.compile(
+    r"(?:\(([A-Ja-e])\)[.:]? ?|([A-J])(?:\. |\) ?|: ?))(?!(?:and|or) \(?[A-J]\)?)"
+    r"(?=[0-9\\$.-]|[A-Za-z]{2})"
+)
 _LETTERS = re.compile(rf"[ ,;]{_LETTER.pattern}")
 _CLOCK = re.compile(
     r"([0-9]{1,2})(?::([0-5][0-9]))?(?:\.0+)? ?([ap])\.? ?m\b\.?|([0-9]{1,2}):([0-5][0-9])",
