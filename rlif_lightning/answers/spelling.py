@@ -116,7 +116,9 @@ _JOINED = re.compile(r"(?<=[\s0-9)\]}°%])(and|or)(?=[-+({\[|]|\\\{)")
 _SEPARATOR = re.compile(r"\s*([,;])\s*")
 _CHOICE = re.compile(r"\(\s*([A-Z]|[a-e])\s*\)|([A-J])\)")
 # The step before takes the space before a bracket away.
-_OPTION = re.compile(r"(?:choice|option|answer)(?: |(?=\())(?=\(?[A-J]\)?$)", re.IGNORECASE)
+_OPTION = re.compile(
+    r"\b(?:choice|option|answer)(?: |(?=\())(?=\(?[A-J]\)?$|\([A-J]\)|[A-J][).:])", re.IGNORECASE
+)
 _GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
 _DECIMAL = re.compile(r"([-+]?)([0-9]*)(?:\.([0-9]*))?")
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[ ,'-]+[^\W\d_]+)*")
