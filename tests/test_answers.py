@@ -229,7 +229,6 @@ def test_equivalent_without_the_library(a, b, same, monkeypatch):
         ("5C2", "2C5", False),
         ("0.0.1.2", "0.0.2.1", False),
         ("3 x 5", "5 x 3", True),
-        (r"3+\int_0^1 x dx", r"\int_{0}^{1} x dx+3", True),
         (r"\frac{1}{", r"\frac{1}", False),
         ("x<3", r"(-\infty,3)", True),  # the library says True one way round only
     ],
