@@ -34,13 +34,15 @@ _BRACKETS = re.compile(r"\\[{}]|[()\[\],]")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|approx|in)(?![A-Za-z])")
 _INDEX = re.compile(r"_\{[^{}]*\}")
 # What no reader is certain of, and what the library decides all the same: ``3 4`` (a list, but not
-# the mixed number ``3 1/4``), ``2^3^2``, ``3!!`` and ``5'10"``.
+# the mixed number ``3 1/4``), ``2^3^2``, ``3!!``, ``5'10"``, ``1.2.3``, and ``5R2``, where a number
+# is right behind a letter other than x.
 _UNCERTAIN = re.compile(
     r"(?<![\^_0-9.])[0-9.]+ [0-9.]+(?![0-9./])|!!|\^(?:\w|\{[^{}]*\})\^|[0-9] ?'.*[0-9]"
+    r"|[0-9]\.[0-9]+\.[0-9]|(?<![\\A-Za-z])[A-WYZa-wyz] ?[0-9]"
 )
-# Words between numbers say in which order these count: "3 to 5", "5 minus 3". To the library they
-# are products, in any order. Two letters may be a product.
-_WORD = re.compile(r"(?<![A-Za-z])(?:[A-Za-z]{3,}|to|of|by|in|or|at|on|is|as|if)(?![A-Za-z])")
+# Words between numbers say in which order these count: "3 to 5", "1 yd 2 ft". To the library they
+# are products, in any order. ``dx`` is no word.
+_WORD = re.compile(r"(?<![A-Za-z])(?!d[a-z](?![A-Za-z]))[A-Za-z]{2,}")
 _PIECE = re.compile(r"[0-9]+|[A-Za-z]+")
 _COMPUTED = ("value", "function", "list", "sequence")
 

@@ -52,7 +52,10 @@ _SEPARATOR = re.compile(
     r"[,;] (?:and |or )?|[,;]| (?:and|or) |\\cup(?![A-Za-z])|\\(?:lor|vee|land|wedge)(?![A-Za-z])"
 )
 _AND = re.compile(r"(?<![,;]) and |\\(?:land|wedge)(?![A-Za-z])")
-_LETTER = re.compile(r"(?:\(([A-Ja-e])\)[.:]? ?|([A-J])(?:\. |\) ?|: ?))(?=[0-9\\$.-]|[A-Za-z]{2})")
+_LETTER = re.compile(
+    r"(?:\(([A-Ja-e])\)[.:]? ?|([A-J])(?:\. |\) ?|: ?))(?!(?:and|or) \(?[A-J]\)?)"
+    r"(?=[0-9\\$.-]|[A-Za-z]{2})"
+)
 _LETTERS = re.compile(rf"[ ,;]{_LETTER.pattern}")
 _CLOCK = re.compile(
     r"([0-9]{1,2})(?::([0-5][0-9]))?(?:\.0+)? ?([ap])\.? ?m\b\.?|([0-9]{1,2}):([0-5][0-9])",
@@ -66,6 +69,9 @@ _MATRIX = re.compile(
     r"(?:\{[lcr|]*\})?(?P<cells>(?:(?!\\begin).)*)\\end\{(?P=kind)\}[)\]]?"
 )
 _NUMBERED = re.compile(r"[-+]?(?:\\?\$)?[0-9.]+ .*[A-Za-z]{2,}$")
+# A range, a score or a date, which may be a difference or a quotient that was not worked out.
+_PARTED = re.compile(r"[0-9.]+(?:-[0-9.]+)+|[0-9]+(?:/[0-9]+){2,}")
+_ZERO_FIRST = re.compile(r"(?<![0-9.])0[0-9]")  # as in a date
 _UNION = re.compile(r"\\cup(?![A-Za-z])")
 _SIGNS = re.compile(r"\\(pm|mp)(?![A-Za-z])\s*")
 
@@ -289,7 +295,15 @@ def _read_value(text: str, depth: int) -> Reading | None:
     others = {value_key((scale, node))} if scale else set()
     if parted.unit and re.search(r"(?<![A-Za-z])[A-Za-z]$", text):
         others |= _as_product(text)
-    return replace(reading, alternates=reading.alternates | others)
+    reading = replace(reading, alternates=reading.alternates | others)
+    return _parted(parted.value, reading) if _PARTED.fullmatch(parted.value) else reading
+
+
+def _parted(value: str, computed: Reading) -> Reading:
+    """Read ``10-20`` as itself, and in another way as what it is if it is computed."""
+    own = with_unit(Reading(("parted", value)), computed.unit)
+    others = set() if _ZERO_FIRST.search(value) else computed.alternates | {computed.key}
+    return replace(own, alternates=own.alternates | others)
 
 
 def _as_product(text: str) -> set[Key]:

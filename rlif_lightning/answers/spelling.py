@@ -114,8 +114,11 @@ _SPACES = re.compile(r"\s*([-+=*/^:|<>({\[_])\s*|\s*([)}\]])(?:\s+(?![A-Za-z]))?
 # The step before takes the space of "3 or -4" away, and "(1,2) and (3,4)" loses one too.
 _JOINED = re.compile(r"(?<=[\s0-9)\]}°%])(and|or)(?=[-+({\[|]|\\\{)")
 _SEPARATOR = re.compile(r"\s*([,;])\s*")
-_CHOICE = re.compile(r"\(\s*([A-Z]|[a-e])\s*\)")
-_OPTION = re.compile(r"(?:choice|option|answer) (?=\(?[A-J]\)?$)", re.IGNORECASE)
+_CHOICE = re.compile(r"\(\s*([A-Z]|[a-e])\s*\)|([A-J])\)")
+# The step before takes the space before a bracket away.
+_OPTION = re.compile(
+    r"\b(?:choice|option|answer)(?: |(?=\())(?=\(?[A-J]\)?$|\([A-J]\)|[A-J][).:])", re.IGNORECASE
+)
 _GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
 _DECIMAL = re.compile(r"([-+]?)([0-9]*)(?:\.([0-9]*))?")
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[ ,'-]+[^\W\d_]+)*")
@@ -166,7 +169,7 @@ def _pass(text: str) -> str:
     text = _separators(" ".join(text.split()))
     text = _OPTION.sub("", text)
     if choice := _CHOICE.fullmatch(text):
-        text = choice[1].upper()
+        text = (choice[1] or choice[2]).upper()
     number = _DECIMAL.fullmatch(text)
     if number and (number[2] or number[3]):
         return _plain_number(number)
