@@ -88,7 +88,6 @@ def test_a_prompt_without_letters_has_every_script():
     assert foreign_letters(rollout) == (0, 2)
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_figures_are_over_both_data_ranks(tmp_path):
     """One of two completions without a search and none of three; 4 of 4 letters and 0 of 6."""
     texts = [["= 汉字", "汉字"], ["= ab", "=", "= abcd"]]

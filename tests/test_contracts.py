@@ -243,7 +243,6 @@ MEANS_OF_GROUPS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_two_data_ranks_score_and_log_what_one_does(tmp_path):
     shares, alone = [[0], [1, 2]], said([0, 1, 2])
     parts = on_two_ranks(lambda rank: said(shares[rank]), tmp_path)

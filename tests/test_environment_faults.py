@@ -106,7 +106,7 @@ PLACE = f"test_environment_faults.py:{LINE}"
 
 @pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_a_failure_names_its_place_in_the_environment_s_own_code(processes):
-    with EnvironmentPool(Broken, processes=processes) as pool:
+    with EnvironmentPool(Broken, step_seconds=PATIENT, processes=processes) as pool:
         pool.start(0, 1, {})
         all_of(pool, [0])
         pool.act(0, "b")

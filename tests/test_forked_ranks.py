@@ -25,7 +25,6 @@ from rlif_lightning.records import Prompts, RewardOutput, Rollout, TokenStats
 from rlif_lightning.rewards import RewardSet, WeightedReward
 from rlif_lightning.rewards.voting import vote_metrics
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 NAN = math.nan
 
 

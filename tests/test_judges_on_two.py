@@ -4,7 +4,6 @@ the first one asks.
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from harness.forked import on_two_ranks
@@ -13,7 +12,6 @@ from rlif_lightning.judges.base import Request
 from rlif_lightning.judges.rules import RuleJudge
 from rlif_lightning.processes.ranks import share_completions
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 CPU = torch.device("cpu")
 
 

@@ -85,7 +85,6 @@ def test_numbers_that_do_not_fit_are_refused(policy):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_two_processes_are_one(tmp_path):
     """The first one has one prompt and the second one two; a lone process measures all."""
     policy = PolicyModel(Policy("rlif-arithmetic")).double()

@@ -14,6 +14,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import forkserver
@@ -93,8 +94,10 @@ def on_two_ranks(work: Callable[[int], Any], folder: Path) -> list[Any]:
         torch.save(work(rank), folder / f"{rank}.pt")
 
     processes = [fork.Process(target=one_of_two, args=(rank, save, folder)) for rank in range(2)]
-    for process in processes:
-        process.start()
+    with warnings.catch_warnings():  # Python 3.12 warns where there are threads
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        for process in processes:
+            process.start()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
