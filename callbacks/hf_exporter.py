@@ -106,7 +106,6 @@ class HFExporter(KeepsBest, Callback):
             ValueError: names the folder and the remedy.
         """
         assert self.own is not None
-        self.tell_unknown(pl_module)
         if self.run not in (None, self.own.run):
             self.best = None
         for name in (["best"] if self.monitor else []) + (["last"] if self.last else []):

@@ -216,18 +216,23 @@ class RLIFCLI(LightningCLI):
         """Measure the starting policy."""
         for callback in run_checkpoints(self.trainer):
             callback.continues = self.continues
-        if self._compares:
+        if self._compares and self.checkpoint is None:
             # What fit would refuse is refused before the first evaluation, which may take hours.
             self.model.fits_next = self.datamodule.fits_next = True
             self.before = self._measure()
             self.model.fits_next = self.datamodule.fits_next = False
 
     def after_fit(self) -> None:
-        """Measure again and print both."""
-        if self.before is not None and not self.trainer.interrupted:
-            after, folder = self._measure(), self.trainer.log_dir
-            if self.trainer.is_global_zero:
-                print_comparison(self.before, after, folder)
+        """Measure again and print both; a resumed run, which has begun elsewhere, the end alone."""
+        trained = "policy/learning_rate" in self.trainer.callback_metrics
+        resumed = self.checkpoint is not None and self._compares and trained
+        if self.trainer.interrupted or (self.before is None and not resumed):
+            return
+        after, folder = self._measure(), self.trainer.log_dir
+        if self.trainer.is_global_zero and self.before is not None:
+            print_comparison(self.before, after, folder)
+        elif self.trainer.is_global_zero:
+            print_report(after, "Held-out problems, after training")
 
     def after_validate(self) -> None:
         """Print the figures with their intervals."""
@@ -247,7 +252,7 @@ class RLIFCLI(LightningCLI):
     def _compares(self) -> bool:
         config = self.config["fit"]
         validates = config.trainer.limit_val_batches != 0 and not config.trainer.fast_dev_run
-        return config.compare and self.checkpoint is None and validates
+        return config.compare and validates
 
     def _measure(self) -> Report:
         self.trainer.validate(self.model, self.datamodule, verbose=False)

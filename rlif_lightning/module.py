@@ -54,6 +54,7 @@ from rlif_lightning.rewards.given import RewardLike, as_rewards
 from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.running.best_value import tell_unknown
 from rlif_lightning.running.draw import draw
 from rlif_lightning.running.look_ahead import upcoming_prompts
 from rlif_lightning.running.model_setup import ModelSetup
@@ -190,6 +191,8 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
 
         What an earlier run of this module has left, which an exception ended, is dropped.
         """
+        for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            tell_unknown(callback, self)
         self.drop_what_was_broken_off()
         self.prompt_table.forget_unread()
         if not int(self.num_rollouts):  # a fork has put other weights into the policy

@@ -6,9 +6,10 @@ import logging
 import math
 
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from rlif_lightning import ClusterVote, RLIFModule
-from rlif_lightning.running.best_value import KeepsBest
+from rlif_lightning.running.best_value import KeepsBest, tell_unknown
 
 NAN, INF = math.nan, math.inf
 
@@ -32,6 +33,7 @@ def test_what_is_better(value, best, highest, lowest):
     assert [each.is_better(value) for each in kept] == [highest, lowest]
 
 
+@pytest.mark.parametrize("kind", [KeepsBest, ModelCheckpoint])
 @pytest.mark.parametrize(
     ("monitor", "column", "is_told"),
     [
@@ -44,10 +46,12 @@ def test_what_is_better(value, best, highest, lowest):
         (None, None, False),
     ],
 )
-def test_a_monitor_that_no_evaluation_logs_is_told_before_the_run(caplog, monitor, column, is_told):
+def test_a_monitor_that_no_evaluation_logs_is_told_before_the_run(
+    caplog, kind, monitor, column, is_told
+):
     """Without a word, a run of days would end without its best policy."""
     logging.getLogger("lightning.pytorch").propagate = True
     module = RLIFModule("rlif-arithmetic", {"vote": ClusterVote()}, answer_column=column)
     with caplog.at_level(logging.INFO):
-        KeepsBest(monitor).tell_unknown(module)
+        tell_unknown(kind(monitor=monitor), module)
     assert (f"monitor={monitor!r} is no figure of evaluations here" in caplog.text) is is_told

@@ -14,13 +14,25 @@ from harness.runs import FEW, fit, metrics
 from rlif_lightning import cli
 
 
-def entries(folder: Path) -> list[dict]:
-    return json.loads((folder / "version_0" / "evaluation.json").read_text())
+def entries(folder: Path, version: int = 0) -> list[dict]:
+    return json.loads((folder / f"version_{version}" / "evaluation.json").read_text())
 
 
 def completions(folder: Path, name: str) -> list[dict]:
     path = folder / "version_0" / "evaluated" / name
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_resumed_run_is_measured_at_its_end_and_one_that_is_over_is_not(tmp_path, capsys):
+    """The start was measured before the break; without the end a run had no result."""
+    given = [*FEW, "--compare=true", "--model.evaluation.samples=1", "--ckpt_path=auto"]
+    fit(tmp_path, *given, "--trainer.max_steps=4")
+    capsys.readouterr()
+    fit(tmp_path, *given, "--trainer.max_steps=8")
+    assert "Held-out problems, after training, 8 problems" in capsys.readouterr().out
+    assert [entry["rollouts"] for entry in entries(tmp_path, 1)] == [2]
+    fit(tmp_path, *given, "--trainer.max_steps=8")
+    assert "Held-out problems" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

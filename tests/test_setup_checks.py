@@ -126,6 +126,10 @@ MISTAKES = {
         ["--model.schedule.steps=20"],
         "schedule.steps=20 has no effect with name=constant",
     ),
+    "interval": (
+        ["--trainer.val_check_interval=3"],
+        "val_check_interval=3 is more than the 2 rollouts of an epoch",
+    ),
     "overlong": (
         ["--data.overlong=filter"],
         "overlong=filter leaves nothing out without max_prompt_tokens",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,19 +19,34 @@ from harness.runs import ONE, TINY, fit
 from rlif_lightning import cli
 from rlif_lightning.running.planned import planned_rollouts
 from rlif_lightning.running.progress import RolloutBar, progress_line
-from rlif_lightning.running.quiet import ADVERTISEMENTS, EXPECTED_WARNINGS, is_no_advertisement
+from rlif_lightning.running.quiet import (
+    ADVERTISEMENTS,
+    EXPECTED_WARNINGS,
+    is_no_advertisement,
+    silence,
+)
 
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory) -> tuple[str, Path]:
     import contextlib
-    import io
 
     folder, out = tmp_path_factory.mktemp("run"), io.StringIO()
     arguments = base("--compare", "progress_bar")
     with contextlib.redirect_stdout(out):
         cli.main(["fit", *arguments, f"--trainer.default_root_dir={folder}"])
     return out.getvalue(), folder
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # latin-1, and the C locale's
+def test_a_character_that_a_log_cannot_hold_does_not_end_a_run(monkeypatch, errors):
+    """The bar's blocks did, after the first rollout."""
+    held = io.BytesIO()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", io.TextIOWrapper(held, "ascii", errors))
+        silence()
+        print("rollout 1/2 ███", flush=True)
+        assert held.getvalue() == b"rollout 1/2 ???\n"
 
 
 def test_the_header_says_what_is_trained(shown):

@@ -34,8 +34,12 @@ class Programmer(NativeEngine):
 
 class AboveTheMean(RewardHead):
     """A user's head with a collective of its own: how much longer a completion is than the mean
-    over all processes.
+    over all processes. And with a model of its own, which has gradients in no loss of the run.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = torch.nn.Linear(1, 1)
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         lengths = rollout.lengths.double()

@@ -31,24 +31,25 @@ class KeepsBest:
         self.monitor, self.mode = monitor, mode
         self.best: float | None = None
 
-    def tell_unknown(self, module: Any) -> None:
-        """Tell, before the first rollout, of a monitor that evaluations will not log.
-
-        A callback or a subclass may log it all the same, so nothing is refused.
-        """
-        stage, _, name = (self.monitor or "").partition("/")
-        if stage not in ("val", "val_low", "val_high"):
-            return
-        known = module.evaluator.figures(labelled=module.answer_column is not None)
-        if name not in known:
-            rank_zero_info(
-                f"{type(self).__name__}: monitor={self.monitor!r} is no figure of evaluations here,"
-                f" which are {', '.join(known)}: unless something else logs it, there will be no"
-                " best"
-            )
-
     def is_better(self, value: float) -> bool:
         """Return whether a value is better than the best; NaN and an equal one never are."""
         if math.isnan(value) or self.best is None:
             return not math.isnan(value)
         return value > self.best if self.mode == "max" else value < self.best
+
+
+def tell_unknown(callback: Any, module: Any) -> None:
+    """Tell, before the first rollout, of a callback's monitor that evaluations will not log.
+
+    Another callback or a subclass may log it all the same, so nothing is refused.
+    """
+    monitor = getattr(callback, "monitor", None)
+    stage, _, name = (monitor if isinstance(monitor, str) else "").partition("/")
+    if stage not in ("val", "val_low", "val_high"):
+        return
+    known = module.evaluator.figures(labelled=module.answer_column is not None)
+    if name not in known:
+        rank_zero_info(
+            f"{type(callback).__name__}: monitor={monitor!r} is no figure of evaluations here,"
+            f" which are {', '.join(known)}: unless something else logs it, it will not be found"
+        )

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from torch.nn.parallel import DistributedDataParallel
 
 from rlif_lightning.judges.base import RunModels
 from rlif_lightning.learning.objective_base import Objective
@@ -68,6 +69,16 @@ class ModelSetup(LightningModule):
         for reward in self.rewards.settings.values():
             reward.head.bind(models)
         check_contexts(self, models)
+        self._keep_heads_out_of_ddp()
+
+    def _keep_heads_out_of_ddp(self) -> None:
+        """Keep DDP from waiting for gradients of a head's own model: no loss of the run has any."""
+        names = [
+            f"rewards.{name}"
+            for name, parameter in self.rewards.named_parameters()
+            if parameter.requires_grad
+        ]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, names)
 
     def run_models(self) -> RunModels:
         """Return what the run offers to heads and judges that ask a model."""

@@ -16,14 +16,19 @@ def planned_rollouts(trainer: Any, module: Any, batches: int) -> int | None:
         module: gives the optimiser steps of a rollout.
         batches: of the training data's epoch, before limit_train_batches.
     """
-    limit = trainer.fast_dev_run or trainer.limit_train_batches
-    limit = 1.0 if limit is None else limit
-    epoch = min(int(limit), batches) if isinstance(limit, int) else int(batches * limit)
     epochs = trainer.max_epochs
-    total = math.inf if epochs is None or epochs < 0 else epochs * epoch
+    endless = epochs is None or epochs < 0
+    total = math.inf if endless else epochs * rollouts_of_epoch(trainer, batches)
     if trainer.max_steps >= 0:
         total = min(total, -(-trainer.max_steps // module.plan.num_updates))
     return None if total == math.inf else int(total)
+
+
+def rollouts_of_epoch(trainer: Any, batches: int) -> int:
+    """Return the rollouts of an epoch of so many batches."""
+    limit = trainer.fast_dev_run or trainer.limit_train_batches
+    limit = 1.0 if limit is None else limit
+    return min(int(limit), batches) if isinstance(limit, int) else int(batches * limit)
 
 
 def planned_of(trainer: Any, module: Any) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -29,7 +30,13 @@ LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.
 
 
 def silence() -> None:
-    """Hide expected warnings, advertisements, and progress bars that nobody watches."""
+    """Hide expected warnings, advertisements, and progress bars that nobody watches.
+
+    What the encoding of a terminal or a log lacks is shown as ``?``; it would end a run.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
+            stream.reconfigure(errors="replace")
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
     for name in LOGGERS:

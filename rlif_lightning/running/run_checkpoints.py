@@ -121,7 +121,6 @@ class RunCheckpoints(KeepsBest, Checkpoint):
         if trainer.global_rank < len(self._random_states):
             _set_random_state(self._random_states[trainer.global_rank])
         self.saved = int(pl_module.num_rollouts)
-        self.tell_unknown(pl_module)
         if trainer.is_global_zero and not self.off:
             self._own.settle()
             with disk_errors_printed("what an earlier life left could not be removed"):

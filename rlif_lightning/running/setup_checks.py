@@ -19,7 +19,7 @@ from rlif_lightning.learning.optimizer import OptimizerFactory, check_optimizer
 from rlif_lightning.learning.step_advantages import StepDelta
 from rlif_lightning.rewards.base import WeightedReward
 from rlif_lightning.running.environment_checks import check_environment
-from rlif_lightning.running.planned import planned_rollouts
+from rlif_lightning.running.planned import planned_rollouts, rollouts_of_epoch
 from rlif_lightning.running.stock_callbacks import check_callbacks
 from rlif_lightning.running.strategies import (
     DividedStrategy,
@@ -150,7 +150,20 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     train = None if data is None else data.split("train")
     if data is not None and train is not None:
         module.plan.check(data.prompts_per_rollout)
+        if not isinstance(data.source, Streamed):
+            _check_interval(module.trainer, len(train) // data.prompts_per_rollout)
         module.rewards.check(train, module.group_size)
+
+
+def _check_interval(trainer: Any, batches: int) -> None:
+    """Refuse an interval that no epoch reaches; Lightning does so after the first evaluation."""
+    every, epoch = trainer.val_check_interval, rollouts_of_epoch(trainer, batches)
+    counts = isinstance(every, int) and trainer.check_val_every_n_epoch is not None
+    if counts and every > epoch and trainer.limit_val_batches:
+        raise ValueError(
+            f"trainer.val_check_interval={every} is more than the {epoch} rollouts of an epoch; set"
+            " trainer.check_val_every_n_epoch=null to count over epochs, or lower it"
+        )
 
 
 def _check_divided_steps(make: OptimizerFactory, strategy: Any) -> None:
