@@ -5,6 +5,7 @@ command.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from types import ModuleType
 
@@ -15,9 +16,11 @@ from transformers import AutoTokenizer
 from harness.command_line import base, build, refused
 from harness.runs import BASE
 from rlif_lightning import cli
+from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, DrGRPO
 from rlif_lightning.records import Prompts, Rollout
 from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.running.setup_checks import tell_what_is_not_held_out
 from rlif_lightning.sampling import Sampling
 
 
@@ -252,3 +255,19 @@ def test_data_s_tokenizer_is_of_the_policy_s_revision(monkeypatch):
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
     run.datamodule._split_encoder()
     assert asked == ["next"]
+
+
+@pytest.mark.parametrize(("validation", "said"), [(["1+1+1=", "9+9+9="], "1 of 2"), (["9+9="], "")])
+def test_validation_problems_that_are_trained_on_are_told(caplog, validation, said):
+    """The tables call them held out."""
+    logging.getLogger("lightning.pytorch").propagate = True
+    given = {"train": ["1+1+1=", "2+1+1="], "validation": validation}
+    splits = {name: [{"question": text} for text in texts] for name, texts in given.items()}
+    data = PromptData(splits, "rlif-arithmetic", prompts_per_rollout=1)
+    data.setup("fit")
+    train, measured = (data.split(name) for name in ("train", "validation"))
+    assert train is not None
+    with caplog.at_level(logging.INFO):
+        tell_what_is_not_held_out(train, measured)
+    assert ("validation problems are training problems too" in caplog.text) is bool(said)
+    assert said in caplog.text

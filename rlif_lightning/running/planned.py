@@ -16,9 +16,8 @@ def planned_rollouts(trainer: Any, module: Any, batches: int) -> int | None:
         module: gives the optimiser steps of a rollout.
         batches: of the training data's epoch, before limit_train_batches.
     """
-    epochs = trainer.max_epochs
-    endless = epochs is None or epochs < 0
-    total = math.inf if endless else epochs * rollouts_of_epoch(trainer, batches)
+    epochs, epoch = trainer.max_epochs, rollouts_of_epoch(trainer, batches)
+    total = math.inf if epochs is None or epochs < 0 else epochs * epoch
     if trainer.max_steps >= 0:
         total = min(total, -(-trainer.max_steps // module.plan.num_updates))
     return None if total == math.inf else int(total)

@@ -12,6 +12,7 @@ from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.data.curriculum import Curriculum
+from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.data.streams import Streamed
 from rlif_lightning.learning.divided_steps import differs_by_parts, fault_on_shards
@@ -153,6 +154,25 @@ def _check_training(module: Any, data: PromptData | None) -> None:
         if not isinstance(data.source, Streamed):
             _check_interval(module.trainer, len(train) // data.prompts_per_rollout)
         module.rewards.check(train, module.group_size)
+        tell_what_is_not_held_out(train, data.split("validation"))
+
+
+def tell_what_is_not_held_out(train: EncodedSplit, validation: EncodedSplit | None) -> None:
+    """Tell of validation problems that are trained on; prompts of environments say too little.
+
+    Args:
+        train: the training problems.
+        validation: those that are measured; None = none are.
+    """
+    if validation is None or train.environment is not None:
+        return
+    trained = {hash(each.tobytes()) for each in train.token_ids or ()}
+    seen = sum(hash(each.tobytes()) in trained for each in validation.token_ids or ())
+    if seen:
+        rank_zero_info(
+            f"{seen} of {len(validation)} validation problems are training problems too: what is"
+            " measured on these is not held out"
+        )
 
 
 def _check_interval(trainer: Any, batches: int) -> None:
