@@ -20,7 +20,7 @@ from datetime import timedelta
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 import pytest
@@ -30,13 +30,14 @@ import torch.distributed as dist
 from harness.files import PYTHONPATH, ROOT
 
 LONG = 900.0  # seconds that only a hang reaches, however busy the machine is
+STARTING = Lock()  # of two threads each would give the other's environment back
 FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload(["harness.warm"])
 
 
 def server_runs() -> None:
     """Start the server where it does not run yet. It must find the tests to import from them."""
-    with pytest.MonkeyPatch.context() as patch:
+    with STARTING, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", PYTHONPATH)
         forkserver.ensure_running()
 

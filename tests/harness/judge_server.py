@@ -27,6 +27,7 @@ class JudgeServer(ThreadingHTTPServer):
     """
 
     HANG = "(hang)"
+    request_queue_size = 256  # with five, a sixth caller would wait for a second
     daemon_threads = True
 
     def __init__(self) -> None:
