@@ -20,7 +20,7 @@ from rlif_lightning.learning.rollout_advantages import reward_metrics, score_rol
 from rlif_lightning.records import RewardOutput
 from rlif_lightning.rewards import ClusterVote, Gate, MeanLogprob, RewardSet, WeightedReward
 from rlif_lightning.rewards.functional import without_length
-from rlif_lightning.running.setup_checks import check_group_weights
+from rlif_lightning.running.reward_checks import check_group_weights
 
 NAN = math.nan
 
