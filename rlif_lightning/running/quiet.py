@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -36,7 +37,9 @@ def silence() -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
-            stream.reconfigure(errors="replace")
+            # A file in whose place a pipe was put tells no position.
+            with contextlib.suppress(OSError):
+                stream.reconfigure(errors="replace")
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
     for name in LOGGERS:
