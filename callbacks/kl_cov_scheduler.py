@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 
 from callbacks.detectors import check_known
 from callbacks.events import record_event
+from callbacks.objective_values import SetsObjective
 from rlif_lightning.data.described import Described
 from rlif_lightning.learning.objectives import KLCov
 from rlif_lightning.module import RLIFModule
@@ -119,7 +120,7 @@ class Schedule:
         return min(max(last * math.exp(gain * error), self.bounds[0]), self.bounds[1])
 
 
-class KLCovScheduler(Described, Callback):
+class KLCovScheduler(Described, SetsObjective):
     """Sets the weight, the fraction or both of the objective ``KLCov`` before each rollout.
 
     Logs what it set as ``kl_cov/weight`` and ``kl_cov/fraction``; writes an event into
@@ -134,6 +135,7 @@ class KLCovScheduler(Described, Callback):
     """
 
     def __init__(self, weight: Schedule | None = None, fraction: Schedule | None = None):
+        SetsObjective.__init__(self)
         if weight is None and fraction is None:
             raise ValueError(
                 "weight=null, fraction=null: KLCovScheduler needs a schedule for at least one of"
@@ -147,7 +149,6 @@ class KLCovScheduler(Described, Callback):
         self.schedules = {
             name: schedule for name, schedule in given.items() if schedule is not None
         }
-        self.given: dict[str, float] = {}  # the objective's own
         self.values: dict[str, float] = {}
         self.moves: dict[str, str] = {}
         self.rollouts, self.entropy = 0, None
@@ -182,16 +183,6 @@ class KLCovScheduler(Described, Callback):
             pl_module.log(f"kl_cov/{name}", value, batch_size=1)
         self.rollouts += 1
         self.entropy = float(trainer.callback_metrics["policy/entropy"])
-
-    def on_train_end(self, trainer: Trainer, pl_module: RLIFModule) -> None:
-        """Give the objective back its own values, for another run in the same process."""
-        pl_module.objective = replace(pl_module.objective, **self.given)
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: RLIFModule, exception: BaseException
-    ) -> None:
-        """Give the objective back its own values, as at the end of training."""
-        self.on_train_end(trainer, pl_module)
 
     def _record_move(
         self, trainer: Trainer, pl_module: RLIFModule, name: str, old: float | None, new: float

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 
+from callbacks.objective_values import SetsObjective
 from rlif_lightning.data.described import Described
 from rlif_lightning.learning.stare import STARE, WEIGHTS
 from rlif_lightning.module import RLIFModule
@@ -18,7 +19,7 @@ from rlif_lightning.processes.collectives import broadcast_from_first
 BOUNDS = (0.5, 1.5)  # lowest negative and highest positive weight with a step; the paper's
 
 
-class STAREController(Described, Callback):
+class STAREController(Described, SetsObjective):
     """Applies the weights of the objective ``STARE`` while the entropy is below a target.
 
     https://arxiv.org/abs/2606.19236. The gate of a rollout follows the mean token entropy of that
@@ -44,13 +45,13 @@ class STAREController(Described, Callback):
     """
 
     def __init__(self, target: float = 0.3, step: float = 0.0):
+        SetsObjective.__init__(self)
         if not 0 < target < math.inf:
             raise ValueError(f"target={target} must be positive, in nats")
         if not 0 <= step < math.inf:
             raise ValueError(f"step={step} must not be negative; 0 keeps the weights")
         self.target, self.step = target, step
         self.is_on = True
-        self.given: dict[str, float] = {}  # the objective's own weights
         self.weights: dict[str, float] = {}  # those that a step has moved
 
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
@@ -108,16 +109,6 @@ class STAREController(Described, Callback):
         pl_module.log("stare/gate", float(self.is_on), batch_size=1)
         for name in WEIGHTS:
             pl_module.log(f"stare/{name}", getattr(pl_module.objective, name), batch_size=1)
-
-    def on_train_end(self, trainer: Trainer, pl_module: RLIFModule) -> None:
-        """Give the objective back its own weights, for another run in the same process."""
-        pl_module.objective = replace(pl_module.objective, **self.given)
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: RLIFModule, exception: BaseException
-    ) -> None:
-        """Give the objective back its own weights, as at the end of training."""
-        self.on_train_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the last gate, and the weights if they move."""

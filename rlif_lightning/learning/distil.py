@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlif_lightning.learning.divergences import divergence, mean_of_others, strict_future
 from rlif_lightning.learning.loss_inputs import LossInputs
-from rlif_lightning.learning.objective_base import Objective
+from rlif_lightning.learning.objective_base import WithoutAdvantages
 from rlif_lightning.learning.teacher import Teacher
 from rlif_lightning.sampling import importance_ratio
 
@@ -29,7 +29,7 @@ CHOICES = {
 
 
 @dataclass(frozen=True)
-class DistIL(Objective):
+class DistIL(WithoutAdvantages):
     """A divergence from a teacher with feedback, instead of a policy loss by advantages.
 
     https://arxiv.org/abs/2606.05152. Advantages train nothing here, and completions without
@@ -65,14 +65,6 @@ class DistIL(Objective):
                 )
         if not 1 <= self.max_ratio < math.inf:
             raise ValueError(f"max_ratio={self.max_ratio} must be a number that is >= 1")
-
-    @property
-    def uses_advantages(self) -> bool:
-        return False
-
-    @property
-    def touches_zero_advantage(self) -> bool:
-        return True
 
     @property
     def needs_candidates(self) -> bool:

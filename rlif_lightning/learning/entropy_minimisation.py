@@ -8,11 +8,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from rlif_lightning.learning.loss_inputs import LossInputs
-from rlif_lightning.learning.objective_base import Objective
+from rlif_lightning.learning.objective_base import WithoutAdvantages
 
 
 @dataclass(frozen=True)
-class EntropyMinimisation(Objective):
+class EntropyMinimisation(WithoutAdvantages):
     """The entropy (nats) of the next-token distributions of sampled completions, minimised.
 
     EM-FT (https://arxiv.org/abs/2505.15134) and one-shot entropy minimisation
@@ -22,14 +22,6 @@ class EntropyMinimisation(Objective):
     """
 
     needs_rewards: ClassVar[bool] = False
-
-    @property
-    def uses_advantages(self) -> bool:
-        return False
-
-    @property
-    def touches_zero_advantage(self) -> bool:
-        return True
 
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
         assert batch.entropy is not None

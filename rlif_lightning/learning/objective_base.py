@@ -167,6 +167,19 @@ class Objective(ABC):
 
 
 @dataclass(frozen=True)
+class WithoutAdvantages(Objective):
+    """What objectives share whose loss is none of the rewards', so that every completion counts."""
+
+    @property
+    def uses_advantages(self) -> bool:
+        return False
+
+    @property
+    def touches_zero_advantage(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
 class BoundedObjective(Objective):
     """What objectives share that bound how far the policy moves.
 

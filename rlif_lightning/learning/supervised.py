@@ -8,11 +8,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from rlif_lightning.learning.loss_inputs import LossInputs
-from rlif_lightning.learning.objective_base import Objective
+from rlif_lightning.learning.objective_base import WithoutAdvantages
 
 
 @dataclass(frozen=True)
-class Supervised(Objective):
+class Supervised(WithoutAdvantages):
     """The cross-entropy of a column's texts given their prompts, in place of a policy loss.
 
     Nothing is sampled in training, and no reward is needed: a group's one completion is the
@@ -26,14 +26,6 @@ class Supervised(Objective):
     needs_rewards: ClassVar[bool] = False
 
     column: str = "answer"
-
-    @property
-    def uses_advantages(self) -> bool:
-        return False
-
-    @property
-    def touches_zero_advantage(self) -> bool:
-        return True
 
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
         return -batch.logprobs
