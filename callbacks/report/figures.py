@@ -28,12 +28,15 @@ DPI = 120
 SIZE = (4.5, 3.0)  # inches of one panel
 LABELS = 0.38  # inches that the labels of the x axis take
 LEGEND = 66  # characters that fit beside each other there
+ROW = 0.17  # inches of a row of names
+ROWS = 3  # of names that a panel has room for
 MAX_LINES = 30
 
 
 def draw_panel(panel: Panel, runs: list[Run]) -> bytes:
     """Draw one panel as PNG."""
-    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    size = SIZE[0], SIZE[1] + _more_inches(panel, runs)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     _fill(axes, panel, runs)
     _name_runs(figure, runs, columns=2)
@@ -45,7 +48,8 @@ def draw_overview(panels: list[Panel], runs: list[Run]) -> bytes:
     chosen = [panel for panel in panels if panel.name in OVERVIEW] or panels[:6]
     columns = min(3, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = Figure(figsize=(4.0 * columns, 2.8 * rows), dpi=DPI, layout="constrained")
+    height = 2.8 + max(_more_inches(panel, runs) for panel in chosen)
+    figure = Figure(figsize=(4.0 * columns, height * rows), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, panel in zip(grid.flat, chosen, strict=False):
         _fill(axes, panel, runs)
@@ -237,6 +241,19 @@ def _triangle(axes: Axes, x: float, height: float, marker: str, color: str) -> N
     )
 
 
+def _name_columns(drawn: list[Series]) -> int:
+    """Return how many names of curves stand beside each other."""
+    longest = max(len(series.label) for series in drawn)
+    return max(1, min(len(drawn), LEGEND // (longest + 5)))
+
+
+def _more_inches(panel: Panel, runs: list[Run]) -> float:
+    """Return what a panel needs in height for the names of many curves, such as of 20 rewards."""
+    drawn = panel.drawn(runs)
+    rows = -(-len(drawn) // _name_columns(drawn)) if drawn else 0
+    return ROW * max(0, rows - ROWS)
+
+
 def _legend(axes: Axes, drawn: list[Series], runs: list[Run], stacked: bool) -> None:
     handles: list[Line2D | Patch] = []
     for index, series in enumerate(drawn):
@@ -246,8 +263,7 @@ def _legend(axes: Axes, drawn: list[Series], runs: list[Run], stacked: bool) -> 
         handles.append(Patch(color=color, alpha=0.75, label=series.label) if stacked else line)
     if len(handles) > 1:
         # Below the axes, where it hides no curve.
-        longest = max(len(series.label) for series in drawn)
-        columns = max(1, min(len(handles), LEGEND // (longest + 5)))
+        columns = _name_columns(drawn)
         inches = axes.get_figure(root=True).dpi_scale_trans  # pyright: ignore
         below = ScaledTranslation(0, -LABELS, inches)
         axes.legend(
