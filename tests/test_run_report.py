@@ -20,7 +20,7 @@ from lightning.pytorch import Callback
 from matplotlib.figure import Figure
 
 from callbacks.report import figures, read_run
-from callbacks.report.figures import draw_panel
+from callbacks.report.figures import draw_overview, draw_panel
 from callbacks.report.panels import panels_of
 from callbacks.run_report import main
 from harness.children import in_child
@@ -426,3 +426,17 @@ def test_accuracy_in_training_is_the_gold_heads(tmp_path):
     )
     accuracy = next(panel for panel in panels_of([read_run(folder)]) if panel.name == "accuracy")
     assert [series.column for series in accuracy.drawn([read_run(folder)])] == ["reward/truth/mean"]
+
+
+def test_many_rewards_leave_room_for_their_curves(tmp_path, as_shipped):
+    """The names of thirty took the whole picture, and matplotlib gave up its layout."""
+    heads = [f"reward/a_head_of_my_own_{number}/share" for number in range(30)]
+    header = ",".join(["epoch", "step", *heads])
+    rows = [",".join(["0", str(step), *["0.03"] * 30]) for step in (1, 2)]
+    run = read_run(folder_of(tmp_path / "version_0", *rows, header=header))
+    [share] = [panel for panel in panels_of([run]) if panel.name == "share"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert draw_panel(share, [run]).startswith(PNG)
+        assert draw_panel(share, [run, replace(run, label="again")]).startswith(PNG)
+        assert draw_overview([share], [run]).startswith(PNG)
