@@ -404,7 +404,7 @@ def test_the_command_runs_skips_and_makes_longer(tmp_path, capsys, monkeypatch):
     row = read_results(tmp_path / "study" / "runs.csv")["vote-quarter/7"]
     assert (row["rollouts"], row["rates"]) == ("2", "0:1")
     (run,) = read_runs(tmp_path)
-    assert run.rollouts == [0, 1]
+    assert run.rollouts == [0, 1, 2]  # the longer run is measured at its own end too
     broken = tmp_path / "runs" / "vote-quarter" / "seed_8"
     broken.parent.mkdir(exist_ok=True)
     broken.write_text("a file in the way")
