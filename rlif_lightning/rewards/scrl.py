@@ -1,6 +1,6 @@
 """``SCRL``: a vote that rewards a clear majority, and punishes rare answers of unsure completions.
 
-Read in this order: ``judged`` (which answers), ``scores_of`` (what they pay), ``SCRL`` (the head).
+Read in this order: ``judged`` (which answers), ``SCRL.score`` (what they pay), ``SCRL`` (the head).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from statistics import fmean
 
 import torch
 
-from rlif_lightning.answers.clusters import ComparesAnswers, answer_name
+from rlif_lightning.answers.clusters import ComparesAnswers
 from rlif_lightning.answers.extraction import AnswerExtractor
 from rlif_lightning.masked import mean_over_completion
 from rlif_lightning.records import RewardOutput, Rollout
@@ -143,9 +143,8 @@ class SCRL(ComparesAnswers, RewardHead):
             self.score(group, i) for group, ids in zip(groups, clusters, strict=True) for i in ids
         ]
         negative = sum(group.shares[i] for group in groups for i in group.negative)
-        names = [None if a is None else answer_name(a, self.equivalence) for a in answers]
         log = {
-            **cluster_metrics(names, clusters, undecided, size, "group", 1),
+            **cluster_metrics(answers, self.equivalence, clusters, undecided, "group", 1),
             "vote/positive": sum(group.positive is not None for group in groups) / len(groups),
             "vote/negative": negative / len(groups),
         }

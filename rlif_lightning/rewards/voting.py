@@ -121,33 +121,32 @@ def vote_metrics(
     """
     check_vote_settings("soft", denominator, min_parseable, None)
     clusters, undecided = group_clusters(answers, group_size, "exact")
-    names = [None if answer is None else answer_name(answer) for answer in answers]
-    return cluster_metrics(names, clusters, undecided, group_size, denominator, min_parseable)
+    return cluster_metrics(answers, "exact", clusters, undecided, denominator, min_parseable)
 
 
 def cluster_metrics(
-    names: Sequence[str | None],
+    answers: Sequence[str | None],
+    equivalence: str,
     clusters: Sequence[list[int | None]],
     undecided: int,
-    group_size: int,
     denominator: str,
     min_parseable: int,
 ) -> dict[str, float]:
-    """Return the figures of ``vote_metrics``; ``names`` are those of the answers' values."""
+    """Return the figures of ``vote_metrics`` for answers whose clusters are known."""
     if not clusters:
         raise ValueError("answers is empty: metrics need at least one group")
     sizes = [vote_sizes(ids, min_parseable) for ids in clusters]
     largest = [
-        max(_soft(s, group_size if denominator == "group" else s.total()).values(), default=0.0)
-        for s in sizes
+        max(_soft(s, len(ids) if denominator == "group" else s.total()).values(), default=0.0)
+        for s, ids in zip(sizes, clusters, strict=True)
     ]
-    found = [name for name in names if name is not None]
+    found = [answer_name(answer, equivalence) for answer in answers if answer is not None]
     return {
         "vote/largest_cluster": sum(largest) / len(clusters),
         "vote/unanimous": sum(len(s) == 1 for s in sizes) / len(clusters),
         "vote/distinct_answers": float(all_rank_distinct(found)),
         "vote/undecided": undecided / len(clusters),
-        "rollout/parseable": len(found) / len(names),
+        "rollout/parseable": len(found) / len(answers),
     }
 
 
@@ -240,10 +239,8 @@ class ClusterVote(ComparesAnswers, VoteHead):
         if self.format_weight:
             boxed = torch.tensor([has_box(text) for text in rollout.texts])
             scores = scores + self.format_weight * boxed
-        names = [None if a is None else answer_name(a, self.equivalence) for a in answers]
-        log = cluster_metrics(
-            names, clusters, undecided, group_size, self.denominator, self.min_parseable
-        )
+        given = answers, self.equivalence, clusters, undecided
+        log = cluster_metrics(*given, self.denominator, self.min_parseable)
         return RewardOutput(scores.to(rollout.mask.device), log=log, answers=answers)
 
 

@@ -57,12 +57,13 @@ def check_group_weights(advantage: Any, rewards: Mapping[str, WeightedReward]) -
     if len(counted) != 1:
         return
     [(name, reward)] = counted.items()
-    what = f"spread_floor={reward.spread_floor}" if reward.spread_floor else ""
-    if reward.head.weighs_groups:
-        what = f"head={type(reward.head).__name__}"
+    if not (reward.head.weighs_groups or reward.spread_floor):
+        return
+    by_head, by_floor = f"head={type(reward.head).__name__}", f"spread_floor={reward.spread_floor}"
+    what = by_head if reward.head.weighs_groups else by_floor
     alike = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])  # two groups, of which one weighs half
     parts = advantage.parts(alike, torch.tensor([[1.0, 0.5]]), torch.ones(2, 2))
-    if what and float(parts[0, 1].abs().sum()) > 0.9 * float(parts[0, 0].abs().sum()):
+    if float(parts[0, 1].abs().sum()) > 0.9 * float(parts[0, 0].abs().sum()):
         raise ValueError(
             f"rewards.{name}.{what} has no effect: {name} is the only reward, and"
             f" model.advantage={type(advantage).__name__} divides by the spread of the sum,"
